@@ -1,0 +1,3 @@
+module github.com/yairfalse/tapio/proto
+
+go 1.26.0
