@@ -1,3 +1,5 @@
+//go:build ignore
+
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
  * TCP: connects that fail and why, connections that the peer resets, and peers
@@ -28,7 +30,8 @@ enum role {
 enum tcp_event_kind {
 	TCP_EVENT_FAILURE,
 	TCP_EVENT_RTT_START,
-	TCP_EVENT_RTT_END,
+	TCP_EVENT_RTT_END, /* it recovered */
+	TCP_EVENT_RTT_SETTLED, /* it lasted so long that it is the new baseline */
 	TCP_EVENT_RETRANSMIT,
 };
 
@@ -54,8 +57,10 @@ struct tcp_event {
 	__u32 rtt_us;
 	__u32 baseline_us; /* 0: not learned yet */
 	__u32 worst_us;
-	__u32 retransmits;
+	__u32 segments; /* how many of its signal this record accounts for */
+	__u32 retransmits; /* in the window */
 	__u32 total_retransmits; /* of this connection */
+	__u32 pad;
 	__u64 duration_ns; /* since connect, of the spike, or of the window */
 	__u64 bytes_sent; /* and acknowledged */
 	__u64 bytes_received;
@@ -272,7 +277,9 @@ static __always_inline void fill(struct tcp_event *e, struct sock *sk, struct tc
 	e->rtt_us = tp->srtt_us >> 3;
 	e->baseline_us = 0;
 	e->worst_us = 0;
+	e->segments = 1;
 	e->retransmits = 0;
+	e->pad = 0;
 	e->total_retransmits = tp->total_retrans;
 	e->duration_ns = 0;
 	e->bytes_sent = tp->bytes_acked;
@@ -384,7 +391,8 @@ static __noinline void sample(struct sock *sk, struct tcp_sock *tp, const struct
 		if (settled || p->good >= GOOD_TO_END) {
 			__u64 since = p->spike_ns;
 
-			tell_rtt(sk, tp, &o, &key, p, TCP_EVENT_RTT_END, since, now);
+			tell_rtt(sk, tp, &o, &key, p,
+				 settled ? TCP_EVENT_RTT_SETTLED : TCP_EVENT_RTT_END, since, now);
 			p->spike_ns = 0;
 			p->bad = 0;
 			if (settled)
@@ -664,6 +672,7 @@ int BPF_PROG(retransmit, struct sock *sk, struct sk_buff *skb)
 	if (!e)
 		return 0;
 	fill(e, sk, tp, &key, TCP_EVENT_RETRANSMIT, sk->__sk_common.skc_state);
+	e->segments = segments;
 	e->retransmits = c->window_retransmits;
 	e->duration_ns = now - c->window_ns;
 	submit(e, SIGNAL_RETRANSMIT, segments, now, false);

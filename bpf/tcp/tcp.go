@@ -11,7 +11,7 @@ import (
 	"github.com/yairfalse/tapio/bpf"
 )
 
-//go:generate bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -type tcp_event -type tcp_event_kind -type role tcp tcp.bpf.c -- -O2 -Wall -Werror -I../include
+//go:generate bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -type tcp_event tcp tcp.bpf.c -- -O2 -Wall -Werror -I../include
 
 // Event is a record of one of the signals from bpf.ConnectRefused to
 // bpf.RetransmitSYN. Times are in ns (CLOCK_MONOTONIC) or µs as the names say,
@@ -29,6 +29,7 @@ const (
 	Failure    = uint8(tcpTcpEventKindTCP_EVENT_FAILURE)
 	RTTStart   = uint8(tcpTcpEventKindTCP_EVENT_RTT_START)
 	RTTEnd     = uint8(tcpTcpEventKindTCP_EVENT_RTT_END)
+	RTTSettled = uint8(tcpTcpEventKindTCP_EVENT_RTT_SETTLED)
 	Retransmit = uint8(tcpTcpEventKindTCP_EVENT_RETRANSMIT)
 )
 
