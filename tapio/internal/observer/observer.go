@@ -1,0 +1,105 @@
+// Package observer holds what the observers have in common: how one is kept
+// attached, and how its events say whose they are.
+package observer
+
+import (
+	"context"
+	"log/slog"
+	"strconv"
+	"strings"
+
+	"github.com/yairfalse/tapio/bpf"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
+	"github.com/yairfalse/tapio/shared/event"
+	"github.com/yairfalse/tapio/tapio/internal/feed"
+	"github.com/yairfalse/tapio/tapio/internal/owner"
+)
+
+// Source is the name under which the agent's events are sent.
+const Source = "tapio"
+
+// Node is what an observer watches and where its events come from.
+type Node struct {
+	Feed   *feed.Feed
+	Owners *owner.Table
+	Events *event.Factory
+	Log    *slog.Logger
+	// Attached is told the memory of an observer's maps once it is attached.
+	Attached func(observer string, mapBytes uint64)
+}
+
+// Watch subscribes before the programs of attach can send anything, waits until
+// ctx is done or a handler fails, and detaches. Records that are still in the
+// ring then are handled by the feed's Drain: the subscription outlives ctx, and
+// is given up only on a failure.
+func (n *Node) Watch(ctx context.Context, name string, ready func(), sub *feed.Subscriber, attach func(*bpf.Shared) ([]*bpf.Attachment, error)) error {
+	fault := make(chan error, 1)
+	sub.Fault = func(err error) {
+		select {
+		case fault <- err:
+		default:
+		}
+	}
+	cancel := n.Feed.Subscribe(sub)
+	attached, err := attach(n.Feed.Shared())
+	defer func() {
+		for _, a := range attached {
+			if err := a.Close(); err != nil {
+				n.Log.Warn("detach", "observer", name, "error", err)
+			}
+		}
+	}()
+	if err != nil {
+		cancel()
+		return err
+	}
+	var bytes uint64
+	for _, a := range attached {
+		bytes += a.Bytes()
+	}
+	if n.Attached != nil {
+		n.Attached(name, bytes)
+	}
+	ready()
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-fault:
+		cancel()
+		return err
+	}
+}
+
+// NewEvent begins an event of a kind with what every record's head tells: when,
+// which process, and whose.
+func (n *Node) NewEvent(kind string, h *bpf.Head) (*eventv1.Event, owner.Entry) {
+	e := n.Events.New(kind, n.Feed.Time(h.TimeNs), Source)
+	if h.Pid != 0 {
+		e.Metadata[event.ProcessPID] = strconv.FormatUint(uint64(h.Pid), 10)
+		e.Metadata[event.ProcessExecutableName] = Comm(&h.Comm)
+	}
+	if h.Suppressed > 0 {
+		e.Metadata[event.TapioSuppressed] = strconv.FormatUint(uint64(h.Suppressed), 10)
+	}
+	who, ok := n.Owners.Lookup(owner.Cgroup{Hierarchy: h.Hierarchy, ID: h.CgroupId})
+	if !ok {
+		e.Metadata[event.TapioAttribution] = event.AttributionUnknown
+		return e, who
+	}
+	e.Metadata[event.ProcessLinuxCgroup] = who.Path
+	if who.ContainerID != "" {
+		e.Metadata[event.ContainerID] = who.ContainerID
+	}
+	if who.PodUID != "" {
+		e.Metadata[event.K8sPodUID] = who.PodUID
+	}
+	if who.Unit != "" && who.ContainerID == "" {
+		e.Metadata[event.TapioServiceUnit] = who.Unit
+	}
+	return e, who
+}
+
+// Comm returns a process name as valid text: a process may call itself anything.
+func Comm(c *bpf.Comm) string {
+	return strings.ToValidUTF8(bpf.CommString(c), "\uFFFD")
+}
