@@ -37,3 +37,6 @@ func View[T any](record []byte) (*T, error) {
 	}
 	return (*T)(p), nil
 }
+
+// HeadOf returns the head of a record that View returned.
+func HeadOf[T any](record *T) *Head { return (*Head)(unsafe.Pointer(record)) }

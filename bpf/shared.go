@@ -192,14 +192,21 @@ func (a *Attachment) Missed() uint64 {
 	return sum
 }
 
-// Close detaches the programs and frees their maps.
-func (a *Attachment) Close() error {
+// Detach stops the programs; their maps stay readable.
+func (a *Attachment) Detach() error {
 	var errs []error
 	for _, l := range a.links {
 		errs = append(errs, l.Close())
 	}
-	a.coll.Close()
+	a.links = nil
 	return errors.Join(errs...)
+}
+
+// Close detaches the programs and frees their maps.
+func (a *Attachment) Close() error {
+	err := a.Detach()
+	a.coll.Close()
+	return err
 }
 
 // mapBytes asks the kernel; it is 0 when the kernel does not tell.

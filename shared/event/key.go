@@ -72,6 +72,7 @@ const (
 	RoleServer = "server"
 
 	RTTEndedByAgentStopped = "agent_stopped"
+	RTTEndedByBecameNormal = "became_normal"
 	RTTEndedByClosed       = "closed"
 	RTTEndedByIdle         = "idle"
 	RTTEndedByRecovered    = "recovered"
@@ -138,7 +139,7 @@ var keys = []Key{
 	{Name: ProcessPID, Description: "Process id in the host's namespace; for an OOM kill the victim's."},
 	{Name: TapioAttribution, Values: []string{AttributionUnknown}, Description: "Set when the owner of the event could not be told."},
 	{Name: TapioGapEvents, Unit: UnitCount, Description: "Events that are missing because of the gap; absent when their number is not known."},
-	{Name: TapioNetworkElapsedMs, Unit: UnitMilliseconds, Description: "Time from the connect to its failure."},
+	{Name: TapioNetworkElapsedMs, Unit: UnitMilliseconds, Description: "Time from connect() to the failure."},
 	{Name: TapioNetworkRole, Values: []string{RoleClient, RoleServer}, Description: "Whether the observed side opened the connection or accepted it."},
 	{Name: TapioOOMAnonBytes, Unit: UnitBytes, Description: "Anonymous memory of the victim."},
 	{Name: TapioOOMCgroup, Description: "Path of the control group whose limit was hit, which may be a parent of the victim's own."},
@@ -160,7 +161,7 @@ var keys = []Key{
 	{Name: TapioRTTBaselineMs, Unit: UnitMilliseconds, Description: "Round trip time that was learned as normal."},
 	{Name: TapioRTTCurrentMs, Unit: UnitMilliseconds, Description: "Round trip time now."},
 	{Name: TapioRTTDurationS, Unit: UnitSeconds, Description: "Time from the start of the spike to its end."},
-	{Name: TapioRTTEndedBy, Values: []string{RTTEndedByAgentStopped, RTTEndedByClosed, RTTEndedByIdle, RTTEndedByRecovered}, Description: "What ended the spike."},
+	{Name: TapioRTTEndedBy, Values: []string{RTTEndedByAgentStopped, RTTEndedByBecameNormal, RTTEndedByClosed, RTTEndedByIdle, RTTEndedByRecovered}, Description: "What ended the spike."},
 	{Name: TapioRTTPhase, Values: []string{RTTPhaseEnd, RTTPhaseStart}, Description: "Whether the event is the start of a spike or its end."},
 	{Name: TapioRTTWorstMs, Unit: UnitMilliseconds, Description: "Highest round trip time during the spike."},
 	{Name: TapioServiceUnit, Description: "Systemd unit that owns the process, for what runs outside of pods."},

@@ -29,9 +29,8 @@ type Node struct {
 }
 
 // Watch subscribes before the programs of attach can send anything, waits until
-// ctx is done or a handler fails, and detaches. Records that are still in the
-// ring then are handled by the feed's Drain: the subscription outlives ctx, and
-// is given up only on a failure.
+// ctx is done or a handler fails, and detaches. When ctx is done subscription
+// and maps stay, for the records that are still in the ring.
 func (n *Node) Watch(ctx context.Context, name string, ready func(), sub *feed.Subscriber, attach func(*bpf.Shared) ([]*bpf.Attachment, error)) error {
 	fault := make(chan error, 1)
 	sub.Fault = func(err error) {
@@ -42,15 +41,16 @@ func (n *Node) Watch(ctx context.Context, name string, ready func(), sub *feed.S
 	}
 	cancel := n.Feed.Subscribe(sub)
 	attached, err := attach(n.Feed.Shared())
-	defer func() {
+	giveUp := func() {
+		cancel()
 		for _, a := range attached {
 			if err := a.Close(); err != nil {
 				n.Log.Warn("detach", "observer", name, "error", err)
 			}
 		}
-	}()
+	}
 	if err != nil {
-		cancel()
+		giveUp()
 		return err
 	}
 	var bytes uint64
@@ -63,9 +63,14 @@ func (n *Node) Watch(ctx context.Context, name string, ready func(), sub *feed.S
 	ready()
 	select {
 	case <-ctx.Done():
+		for _, a := range attached {
+			if err := a.Detach(); err != nil {
+				n.Log.Warn("detach", "observer", name, "error", err)
+			}
+		}
 		return nil
 	case err := <-fault:
-		cancel()
+		giveUp()
 		return err
 	}
 }

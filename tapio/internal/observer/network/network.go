@@ -36,6 +36,7 @@ type Observer struct {
 type spike struct {
 	startNs uint64
 	start   *tcp.Event
+	over    bool // at the last look; the record that says so may be on its way
 }
 
 // maxSpikes bounds the spikes that are followed at once, about 1 MB; of
@@ -122,8 +123,7 @@ func kindOf(t *tcp.Event) (string, error) {
 }
 
 func (o *Observer) newEvent(kind string, t *tcp.Event) *eventv1.Event {
-	head := (*bpf.Head)(headOf(t))
-	e, who := o.node.NewEvent(kind, head)
+	e, who := o.node.NewEvent(kind, bpf.HeadOf(t))
 	local, peer := address(t.LocalAddress), address(t.Peer.Address)
 	m := e.Metadata
 	m[event.NetworkTransport] = "tcp"
@@ -199,14 +199,18 @@ func (o *Observer) idle() {
 	if len(o.spikes) == 0 {
 		return
 	}
-	now := uint64(bpf.Now())
+	now := bpf.Now()
 	for key, s := range o.spikes {
 		p, ok := o.peer(key)
 		switch {
 		case !ok:
 			o.end(key, s, tcp.Peer{WorstUs: s.start.RttUs, BadNs: now}, event.RTTEndedByIdle)
+		case p.SpikeNs != s.startNs && !s.over:
+			s.over = true
+		case p.SpikeNs != s.startNs && p.BadSk != 0:
+			// The rate limit held the record back.
+			o.end(key, s, p, event.RTTEndedByRecovered)
 		case p.SpikeNs != s.startNs:
-			// Over, and the record that says so is lost or still to come.
 			o.end(key, s, p, event.RTTEndedByClosed)
 		case p.BadSk == 0 && now-p.ClosedNs > uint64(tcp.Linger):
 			o.end(key, s, p, event.RTTEndedByClosed)
