@@ -6,6 +6,7 @@ import (
 	"os"
 	"reflect"
 	"strings"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -26,7 +27,7 @@ type Counter struct {
 // Shared owns the maps that all signals use. A node has one.
 type Shared struct {
 	maps  mapsMaps
-	cache *btf.Cache
+	cache atomic.Pointer[btf.Cache] // the kernel's types, while programs are being loaded
 }
 
 // NewShared creates the maps. It fails without CAP_BPF.
@@ -34,7 +35,8 @@ func NewShared() (*Shared, error) {
 	// Up to 5.10 maps count against RLIMIT_MEMLOCK. Where it cannot be raised
 	// and matters, creating the first map says so.
 	_ = rlimit.RemoveMemlock()
-	s := &Shared{cache: btf.NewCache()}
+	s := &Shared{}
+	s.cache.Store(btf.NewCache())
 	spec, err := loadMaps()
 	if err != nil {
 		return nil, fmt.Errorf("read the embedded object of the shared maps: %w", err)
@@ -50,7 +52,7 @@ func (s *Shared) Close() error { return s.maps.Close() }
 
 // Loaded drops the kernel's type information, tens of megabytes, when no more
 // programs are to be loaded soon. A later Attach reads it again.
-func (s *Shared) Loaded() { s.cache = btf.NewCache() }
+func (s *Shared) Loaded() { s.cache.Store(btf.NewCache()) }
 
 // Counters returns the accounting of all signals, indexed by Signal.
 func (s *Shared) Counters() ([SignalCount]Counter, error) {
@@ -78,7 +80,7 @@ func (s *Shared) Bytes() uint64 {
 
 // Kernel returns the kernel's type information.
 func (s *Shared) Kernel() (*btf.Spec, error) {
-	kernel, err := s.cache.Kernel()
+	kernel, err := s.cache.Load().Kernel()
 	if err != nil {
 		return nil, fmt.Errorf("read the kernel's type information (/sys/kernel/btf/vmlinux; the kernel needs CONFIG_DEBUG_INFO_BTF=y): %w", err)
 	}
@@ -124,7 +126,7 @@ func (s *Shared) Attach(spec *ebpf.CollectionSpec, constants Constants, without 
 		mapsMapLimits:   s.maps.Limits,
 		mapsMapWoken:    s.maps.Woken,
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared, Cache: s.cache})
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared, Cache: s.cache.Load()})
 	if err != nil {
 		return nil, explain(fmt.Errorf("load: %w", err))
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/yairfalse/tapio/bpf"
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
@@ -26,6 +27,34 @@ type Node struct {
 	Log    *slog.Logger
 	// Attached is told the memory of an observer's maps once it is attached.
 	Attached func(observer string, mapBytes uint64)
+	// Unavailable is told of a part of an observer that cannot be had while the
+	// rest goes on.
+	Unavailable func(signal string, err error)
+
+	mu       sync.Mutex
+	attached map[string][]*bpf.Attachment
+}
+
+// Missed returns, by observer, how many runs of its programs the kernel skipped.
+func (n *Node) Missed() map[string]uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	missed := map[string]uint64{}
+	for name, attached := range n.attached {
+		for _, a := range attached {
+			missed[name] += a.Missed()
+		}
+	}
+	return missed
+}
+
+func (n *Node) keep(name string, attached []*bpf.Attachment) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.attached == nil {
+		n.attached = map[string][]*bpf.Attachment{}
+	}
+	n.attached[name] = attached
 }
 
 // Watch subscribes before the programs of attach can send anything, waits until
@@ -43,6 +72,7 @@ func (n *Node) Watch(ctx context.Context, name string, ready func(), sub *feed.S
 	attached, err := attach(n.Feed.Shared())
 	giveUp := func() {
 		cancel()
+		n.keep(name, nil)
 		for _, a := range attached {
 			if err := a.Close(); err != nil {
 				n.Log.Warn("detach", "observer", name, "error", err)
@@ -53,14 +83,13 @@ func (n *Node) Watch(ctx context.Context, name string, ready func(), sub *feed.S
 		giveUp()
 		return err
 	}
+	n.keep(name, attached)
 	var bytes uint64
 	for _, a := range attached {
 		bytes += a.Bytes()
 	}
-	if n.Attached != nil {
-		n.Attached(name, bytes)
-	}
 	ready()
+	n.Attached(name, bytes)
 	select {
 	case <-ctx.Done():
 		for _, a := range attached {

@@ -57,15 +57,20 @@ func (o *Observer) Run(ctx context.Context, ready func()) error {
 	}}
 	return o.node.Watch(ctx, Name, ready, sub, func(s *bpf.Shared) ([]*bpf.Attachment, error) {
 		// OOM first: an exit that it explains is left to it from the start.
+		var attached []*bpf.Attachment
+		options := o.options
 		kills, err := oom.Attach(s)
 		if err != nil {
-			return nil, fmt.Errorf("watch the OOM killer: %w", err)
+			o.node.Unavailable("oom", fmt.Errorf("watch the OOM killer: %w", err))
+			options.OOMUntold = true
+		} else {
+			attached = append(attached, kills)
 		}
-		exits, err := exit.Attach(s, o.options)
+		exits, err := exit.Attach(s, options)
 		if err != nil {
-			return []*bpf.Attachment{kills}, fmt.Errorf("watch exits: %w", err)
+			return attached, fmt.Errorf("watch exits: %w", err)
 		}
-		return []*bpf.Attachment{kills, exits}, nil
+		return append(attached, exits), nil
 	})
 }
 
