@@ -159,6 +159,7 @@ func TestGoTest(t *testing.T) {
 func TestMissingParts(t *testing.T) {
 	present := filepath.Join(t.TempDir(), "present")
 	require.NoError(t, os.WriteFile(present, nil, 0o755))
+	test := build(t, "outcomes.test", "test", "-c", "./testdata/outcomes")
 	complete := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(complete, "vmlinuz"), nil, 0o644))
 	tests := []struct {
@@ -166,10 +167,12 @@ func TestMissingParts(t *testing.T) {
 		cfg  config
 		want string
 	}{
-		{"no kernel", config{kernel: t.TempDir(), init: present, test: present}, "run bpf/kernels/fetch"},
-		{"no init", config{kernel: complete, init: present + "-not", test: present}, "present-not"},
+		{"no kernel", config{kernel: t.TempDir(), init: present, test: test}, "run bpf/kernels/fetch"},
+		{"no init", config{kernel: complete, init: present + "-not", test: test}, "present-not"},
 		{"no test", config{kernel: complete, init: present, test: present + "-not"}, "present-not"},
-		{"a profile", config{kernel: complete, init: present, test: present, args: []string{"-test.cpuprofile=x"}}, "-test.cpuprofile"},
+		{"not a program", config{kernel: complete, init: present, test: present}, "read the test binary"},
+		{"a dynamic test", config{kernel: complete, init: present, test: "/bin/sh"}, "CGO_ENABLED=0"},
+		{"a profile", config{kernel: complete, init: present, test: test, args: []string{"-test.cpuprofile=x"}}, "-test.cpuprofile"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -12,6 +12,7 @@ package main
 
 import (
 	"context"
+	"debug/elf"
 	"errors"
 	"flag"
 	"fmt"
@@ -135,6 +136,9 @@ func buildInitramfs(cfg config) (_ *os.File, err error) {
 	if _, err := os.Stat(filepath.Join(cfg.kernel, "vmlinuz")); err != nil {
 		return nil, fmt.Errorf("%w (run bpf/kernels/fetch)", err)
 	}
+	if err := checkStatic(cfg.test); err != nil {
+		return nil, err
+	}
 	args, err := guestArguments(cfg.args)
 	if err != nil {
 		return nil, err
@@ -155,6 +159,22 @@ func buildInitramfs(cfg config) (_ *os.File, err error) {
 		return nil, fmt.Errorf("build the initramfs: %w", err)
 	}
 	return file, nil
+}
+
+// checkStatic refuses a test binary that needs a dynamic linker. In the machine
+// there is none, and the kernel's "no such file" would not say so.
+func checkStatic(test string) error {
+	file, err := elf.Open(test)
+	if err != nil {
+		return fmt.Errorf("read the test binary: %w", err)
+	}
+	defer file.Close()
+	for _, program := range file.Progs {
+		if program.Type == elf.PT_INTERP {
+			return fmt.Errorf("%s is not static: build it with CGO_ENABLED=0", test)
+		}
+	}
+	return nil
 }
 
 func writeInitramfs(a *archive, cfg config, args []string) error {

@@ -45,13 +45,14 @@ func main() {
 }
 
 func run() (status int, err error) {
+	// Before the mounts: a module may bring a file system.
+	if err := loadModules(); err != nil {
+		return 0, err
+	}
 	if err := mountAll(); err != nil {
 		return 0, err
 	}
 	if err := enableControllers(); err != nil {
-		return 0, err
-	}
-	if err := loadModules(); err != nil {
 		return 0, err
 	}
 	if err := raiseLoopback(); err != nil {
@@ -75,39 +76,47 @@ func run() (status int, err error) {
 type mount struct {
 	target, fstype string
 	options        []string
+	optional       bool // the kernel may be without this file system
 }
 
 func mountAll() error {
 	mounts := []mount{
-		{"/proc", "proc", nil},
-		{"/sys", "sysfs", nil},
-		{"/dev", "devtmpfs", nil},
-		{"/dev/pts", "devpts", nil},
-		{"/tmp", "tmpfs", nil},
-		{"/run", "tmpfs", nil},
-		{"/sys/fs/cgroup", "cgroup2", []string{"nsdelegate,memory_recursiveprot", "nsdelegate", ""}},
-		{"/sys/kernel/tracing", "tracefs", nil},
-		{"/sys/fs/bpf", "bpf", nil},
+		{target: "/proc", fstype: "proc"},
+		{target: "/sys", fstype: "sysfs"},
+		{target: "/dev", fstype: "devtmpfs"},
+		{target: "/dev/pts", fstype: "devpts"},
+		{target: "/tmp", fstype: "tmpfs"},
+		{target: "/run", fstype: "tmpfs"},
+		{target: "/sys/fs/cgroup", fstype: "cgroup2", options: []string{"nsdelegate,memory_recursiveprot", "nsdelegate", ""}},
+		{target: "/sys/kernel/tracing", fstype: "tracefs"},
+		{target: "/sys/fs/bpf", fstype: "bpf"},
+		{target: "/sys/kernel/config", fstype: "configfs", optional: true}, // sets up block devices of null_blk
 	}
 	for _, m := range mounts {
-		// Those in sysfs exist already, and sysfs makes no directories.
-		if err := os.Mkdir(m.target, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-			return fmt.Errorf("mount %s: %w", m.target, err)
-		}
-		if m.options == nil {
-			m.options = []string{""}
-		}
-		var err error
-		for _, options := range m.options {
-			if err = unix.Mount(m.fstype, m.target, m.fstype, 0, options); err == nil {
-				break
-			}
-		}
-		if err != nil {
+		if err := m.do(); err != nil && !m.optional {
 			return fmt.Errorf("mount %s on %s: %w", m.fstype, m.target, err)
 		}
 	}
 	return nil
+}
+
+func (m mount) do() error {
+	// Directories in sysfs are there already if the kernel has the file system;
+	// no others can be made there.
+	if err := os.Mkdir(m.target, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	options := m.options
+	if options == nil {
+		options = []string{""}
+	}
+	var err error
+	for _, o := range options {
+		if err = unix.Mount(m.fstype, m.target, m.fstype, 0, o); err == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 // enableControllers hands the controllers that the observers read to the

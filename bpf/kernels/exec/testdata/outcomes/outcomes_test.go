@@ -72,6 +72,7 @@ func TestNode(t *testing.T) {
 	for _, path := range []string{
 		"/sys/kernel/btf/vmlinux",
 		"/sys/kernel/tracing/events/oom/mark_victim/format",
+		"/sys/kernel/config/nullb",
 		"/dev/net/tun",
 		"/sys/fs/bpf",
 		"testdata/golden.txt",
