@@ -68,36 +68,59 @@ static __always_inline struct mem_cgroup *parent_of(struct mem_cgroup *memcg)
 	return (struct mem_cgroup *)BPF_CORE_READ(memcg, css.parent);
 }
 
-static __always_inline bool is_full(struct mem_cgroup *memcg)
+#define LOCKED 1
+#define FULL 2
+
+/*
+ * state_of one memory cgroup. Global functions, so that the verifier looks at
+ * them once and not at every step of the loops that call them.
+ */
+__noinline __u32 state_of(__u64 address)
 {
+	struct mem_cgroup *memcg = (void *)address;
+	__u32 state = 0;
+
+	/* The root has no limit, and its own counter means nothing. */
+	if (!parent_of(memcg))
+		return 0;
+
 	__u64 max = BPF_CORE_READ(memcg, memory.max);
 	__u64 usage = BPF_CORE_READ(memcg, memory.usage.counter);
 
-	/* The root's own counters mean nothing. */
-	return parent_of(memcg) && usage + COSTLY_PAGES > max;
+	if (usage + COSTLY_PAGES > max)
+		state |= FULL;
+	if (bpf_core_field_exists(memcg->oom_lock) && BPF_CORE_READ(memcg, oom_lock))
+		state |= LOCKED;
+	return state;
+}
+
+__noinline __u64 parent(__u64 memcg)
+{
+	return (__u64)parent_of((void *)memcg);
 }
 
 static __noinline __u64 limit_hit(struct task_struct *victim, struct task_struct *trigger)
 {
-	struct mem_cgroup *memcg = memcg_of(victim), *full = NULL, *locked = NULL;
-	bool marked = bpf_core_field_exists(memcg->oom_lock);
+	__u64 memcg = (__u64)memcg_of(victim), full = 0, locked = 0;
 
 	for (int i = 0; i < MAX_DEPTH && memcg; i++) {
-		if (marked && BPF_CORE_READ(memcg, oom_lock) && parent_of(memcg))
+		__u32 state = state_of(memcg);
+
+		if (state & LOCKED)
 			locked = memcg;
-		if (!full && is_full(memcg))
+		if (state & FULL && !full)
 			full = memcg;
-		memcg = parent_of(memcg);
+		memcg = parent(memcg);
 	}
-	if (locked)
-		return (__u64)locked;
+	if (locked || !full)
+		return locked;
 
 	/* Another kill in the same place may have taken the mark away already. */
-	memcg = memcg_of(trigger);
-	for (int i = 0; i < MAX_DEPTH && memcg && full; i++) {
+	memcg = (__u64)memcg_of(trigger);
+	for (int i = 0; i < MAX_DEPTH && memcg; i++) {
 		if (memcg == full)
-			return (__u64)full;
-		memcg = parent_of(memcg);
+			return full;
+		memcg = parent(memcg);
 	}
 	return 0;
 }

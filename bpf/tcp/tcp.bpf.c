@@ -207,31 +207,34 @@ static __always_inline struct listener_key listener_key(struct sock *sk)
 static __always_inline __u32 identify(struct sock *sk, const struct connection *c,
 				      struct owner *o)
 {
+	if (c) {
+		*o = c->owner;
+		return c->role;
+	}
+	struct listener_key key = listener_key(sk);
+	struct owner *listener = bpf_map_lookup_elem(&listeners, &key);
+	__u16 port = __builtin_bswap16(sk->__sk_common.skc_dport);
 	__u64 cgroup = sock_cgroup(sk);
-	__u32 role;
 
 	__builtin_memset(o, 0, sizeof(*o));
-	if (c && c->role) {
-		*o = c->owner;
-		role = c->role;
-	} else {
-		struct listener_key key = listener_key(sk);
-		struct owner *listener = bpf_map_lookup_elem(&listeners, &key);
-
-		if (listener) {
-			*o = *listener;
-			role = ROLE_SERVER;
-		} else {
-			__u16 port = __builtin_bswap16(sk->__sk_common.skc_dport);
-
-			role = sk->__sk_common.skc_num <= port ? ROLE_SERVER : ROLE_CLIENT;
-		}
-	}
+	if (listener)
+		*o = *listener;
 	if (cgroup != ROOT_CGROUP || !o->cgroup_id) {
 		o->cgroup_id = cgroup;
 		o->hierarchy = 0;
 	}
-	return role;
+	return listener || sk->__sk_common.skc_num <= port ? ROLE_SERVER : ROLE_CLIENT;
+}
+
+/* current_owner is the task that calls connect or listen, and the socket's cgroup. */
+static __always_inline void current_owner(struct sock *sk, struct owner *o)
+{
+	o->cgroup_id = sock_cgroup(sk);
+	o->hierarchy = 0;
+	if (o->cgroup_id == ROOT_CGROUP)
+		task_cgroup((struct task_struct *)bpf_get_current_task(), o);
+	o->pid = bpf_get_current_pid_tgid() >> 32;
+	bpf_get_current_comm(o->comm, sizeof(o->comm));
 }
 
 static __always_inline void peer_key(struct sock *sk, __u32 role, const struct owner *o,
@@ -442,9 +445,7 @@ static __always_inline int listening(struct sock *sk)
 	struct listener_key key = listener_key(sk);
 	struct owner o = {};
 
-	task_cgroup((struct task_struct *)bpf_get_current_task(), &o);
-	o.pid = bpf_get_current_pid_tgid() >> 32;
-	bpf_get_current_comm(o.comm, sizeof(o.comm));
+	current_owner(sk, &o);
 	bpf_map_update_elem(&listeners, &key, &o, BPF_ANY);
 	return 0;
 }
@@ -457,9 +458,7 @@ static __always_inline int connecting(struct sock *sk)
 		.role = ROLE_CLIENT,
 	};
 
-	task_cgroup((struct task_struct *)bpf_get_current_task(), &c.owner);
-	c.owner.pid = bpf_get_current_pid_tgid() >> 32;
-	bpf_get_current_comm(c.owner.comm, sizeof(c.owner.comm));
+	current_owner(sk, &c.owner);
 	bpf_map_update_elem(&connections, &id, &c, BPF_ANY);
 	return 0;
 }
@@ -529,6 +528,9 @@ static __always_inline int closed(struct sock *sk, int from)
 	struct connection *c = bpf_map_lookup_elem(&connections, &id);
 	__u64 now = bpf_ktime_get_ns();
 
+	if (from != TCP_SYN_SENT)
+		sample(sk, tp, c, true, now);
+
 	__u32 signal = from == TCP_SYN_SENT ? connect_failure(sk, c, now) :
 					      connection_failure(sk, from);
 
@@ -543,8 +545,6 @@ static __always_inline int closed(struct sock *sk, int from)
 	default:
 		tell_failure(sk, c, signal, from, now);
 	}
-	if (from != TCP_SYN_SENT)
-		sample(sk, tp, c, true, now);
 	if (c)
 		bpf_map_delete_elem(&connections, &id);
 	return 0;
