@@ -96,7 +96,7 @@ func request(method, url string, header http.Header) (int, string, error) {
 	if err != nil {
 		return 0, "", err
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(resp.Body)
 	return resp.StatusCode, string(body), err
 }
@@ -258,7 +258,7 @@ func dial(t *testing.T, s *Server) net.Conn {
 func TestListenErrors(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	defer taken.Close()
+	defer func() { _ = taken.Close() }()
 
 	for address, want := range map[string]string{
 		taken.Addr().String(): "another process has this address; set --telemetry-address to a free one",
