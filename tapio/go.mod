@@ -2,6 +2,33 @@ module github.com/yairfalse/tapio/tapio
 
 go 1.26.0
 
-require github.com/stretchr/testify v1.12.1
+replace (
+	github.com/yairfalse/tapio/bpf => ../bpf
+	github.com/yairfalse/tapio/proto => ../proto
+	github.com/yairfalse/tapio/shared => ../shared
+)
 
-require go.yaml.in/yaml/v3 v3.0.5 // indirect
+require (
+	github.com/prometheus/client_golang v1.25.0
+	github.com/spf13/cobra v1.10.2
+	github.com/stretchr/testify v1.12.1
+	github.com/yairfalse/tapio/bpf v0.0.0-00010101000000-000000000000
+	github.com/yairfalse/tapio/proto v0.0.0
+	github.com/yairfalse/tapio/shared v0.0.0-00010101000000-000000000000
+	golang.org/x/sys v0.48.0
+	google.golang.org/protobuf v1.36.12
+)
+
+require (
+	github.com/beorn7/perks v1.0.1 // indirect
+	github.com/cespare/xxhash/v2 v2.3.0 // indirect
+	github.com/cilium/ebpf v0.22.0 // indirect
+	github.com/inconshreveable/mousetrap v1.1.0 // indirect
+	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
+	github.com/oklog/ulid/v2 v2.1.2 // indirect
+	github.com/prometheus/client_model v0.6.3 // indirect
+	github.com/prometheus/common v0.72.0 // indirect
+	github.com/prometheus/procfs v0.22.0 // indirect
+	github.com/spf13/pflag v1.0.10 // indirect
+	go.yaml.in/yaml/v3 v3.0.5 // indirect
+)

@@ -1,0 +1,684 @@
+//go:build ignore
+
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * TCP: connects that fail and why, connections that the peer resets, and peers
+ * that become slow or lossy.
+ *
+ * Everything hangs on one stable tracepoint, inet_sock_set_state, that runs a
+ * few times a connection; tcp_probe and tcp_retransmit_skb only watch the
+ * connections that live on. The cause of a failure is what the kernel itself
+ * stored in sk_err: the result of the system call tells nothing, because most
+ * connects do not block.
+ *
+ * Apart from CLOSE -> SYN_SENT and -> LISTEN, the current task is whoever was
+ * interrupted by the packet. So the process is noted there and kept with the
+ * socket.
+ *
+ * What is normal is learned for each (cgroup, peer address, service port):
+ * the ephemeral port is new each time, a baseline for it would never learn.
+ */
+#include "tapio.h"
+
+enum role {
+	ROLE_UNKNOWN,
+	ROLE_CLIENT,
+	ROLE_SERVER,
+};
+
+/* What a record says; enum signal alone cannot tell a start from an end. */
+enum tcp_event_kind {
+	TCP_EVENT_FAILURE,
+	TCP_EVENT_RTT_START,
+	TCP_EVENT_RTT_END, /* it recovered */
+	TCP_EVENT_RTT_SETTLED, /* it lasted so long that it is the new baseline */
+	TCP_EVENT_RETRANSMIT,
+};
+
+/* Identifies a peer and, with it, a baseline. */
+struct peer_key {
+	__u64 cgroup_id;
+	__u32 hierarchy;
+	__u16 port; /* of the service: the remote one for a client, ours for a server */
+	__u16 role;
+	__u8 address[16]; /* IPv4 is mapped into IPv6 */
+};
+
+struct tcp_event {
+	struct head head;
+	struct peer_key peer;
+	__u8 local_address[16];
+	__u16 local_port;
+	__u16 peer_port;
+	__u16 family;
+	__u8 kind; /* enum tcp_event_kind */
+	__u8 state; /* that the connection was in */
+	__u32 error; /* errno, 0 when the application gave up */
+	__u32 rtt_us;
+	__u32 baseline_us; /* 0: not learned yet */
+	__u32 worst_us;
+	__u32 segments; /* how many of its signal this record accounts for */
+	__u32 retransmits; /* in the window */
+	__u32 total_retransmits; /* of this connection */
+	__u32 pad;
+	__u64 duration_ns; /* since connect, of the spike, or of the window */
+	__u64 bytes_sent; /* and acknowledged */
+	__u64 bytes_received;
+};
+
+/* Keep the types in the object's BTF, for the Go side. */
+const struct tcp_event *unused_tcp_event __attribute__((unused));
+const enum role unused_role __attribute__((unused));
+const enum tcp_event_kind unused_kind __attribute__((unused));
+
+/* A connection that we dialled, or that has lived long enough to be watched. */
+struct connection {
+	struct owner owner;
+	__u64 since_ns; /* connect() */
+	__u64 sampled_ns;
+	__u64 window_ns; /* start of the retransmission window */
+	__u32 window_segments; /* sent before it */
+	__u32 window_retransmits;
+	__u32 role;
+	__u32 pad;
+};
+
+/*
+ * Entries go when their socket closes. LRU all the same: a close that a
+ * nested run missed must not fill the map for ever.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, __u64); /* struct sock * */
+	__type(value, struct connection);
+	__uint(max_entries, 32768);
+} connections SEC(".maps");
+
+struct listener_key {
+	__u64 net; /* struct net * */
+	__u32 port;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct listener_key);
+	__type(value, struct owner);
+	__uint(max_entries, 4096);
+} listeners SEC(".maps");
+
+/* What is known of a peer. */
+struct peer {
+	__u64 spike_ns; /* when the spike that is on began, 0: none */
+	__u64 bad_ns; /* the last bad sample */
+	__u64 bad_sk; /* the connection that gave it, 0 when that one has closed */
+	__u64 closed_ns; /* when it closed */
+	__u64 burst_ns; /* the last retransmission burst that was told */
+	__u32 baseline_us;
+	__u32 samples;
+	__u32 last_us;
+	__u32 worst_us;
+	__u16 bad; /* samples in a row */
+	__u16 good;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct peer_key);
+	__type(value, struct peer);
+	__uint(max_entries, 16384);
+} peers SEC(".maps");
+
+#define SECOND 1000000000ULL
+
+/* An unanswered SYN is sent again after one second; an application that gives
+ * up earlier than half of it (happy eyeballs, a request cancelled) had no failure. */
+const volatile __u64 abandoned_ns = SECOND / 2;
+
+/*
+ * A spike is more than twice the baseline and at least this much above it,
+ * or more than the absolute limit. Without the floor the scheduler's own noise
+ * is a spike on every fast path.
+ */
+const volatile __u32 rtt_floor_us = 5000;
+const volatile __u32 rtt_limit_us = 500000;
+/* A spike that lasts this long has become what is normal. */
+const volatile __u64 rtt_normal_ns = 15 * 60 * SECOND;
+/* The spike of a peer is over this long after its last connection closed. */
+const volatile __u64 rtt_linger_ns = 5 * SECOND;
+#define SAMPLES_TO_LEARN 4
+#define BAD_TO_START 2
+#define GOOD_TO_END 3
+/* An EWMA of 1/16: one wild sample moves it by 6 %. */
+#define BASELINE_SHIFT 4
+
+/* A burst: five segments in ten seconds and one in twenty sent, or the same
+ * segment three times without any answer (1.4 s at the least). */
+#define BURST_WINDOW_NS (10 * SECOND)
+#define BURST_JUDGE_NS SECOND
+#define BURST_RETRANSMITS 5
+#define BURST_SHARE 20
+#define STALLED_RETRANSMITS 3
+/* While a burst goes on it is told again at most once a minute. */
+const volatile __u64 burst_repeat_ns = 60 * SECOND;
+
+static __always_inline __u64 sock_cgroup(struct sock *sk)
+{
+	struct cgroup *cgrp;
+
+	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup)) {
+		cgrp = sk->sk_cgrp_data.cgroup;
+		if (!cgrp)
+			return ROOT_CGROUP;
+		return cgrp->kn->id;
+	}
+	__u64 val = BPF_CORE_READ((struct sock_cgroup_data___val *)&sk->sk_cgrp_data, val);
+
+	if (!val || val & 1)
+		return ROOT_CGROUP;
+	return BPF_CORE_READ((struct cgroup *)(val & ~3ULL), kn, id);
+}
+
+static __always_inline void map_v4(__u8 *to, __be32 address)
+{
+	__u32 *words = (__u32 *)to;
+
+	words[0] = 0;
+	words[1] = 0;
+	words[2] = __builtin_bswap32(0xffff);
+	words[3] = address;
+}
+
+static __always_inline struct listener_key listener_key(struct sock *sk)
+{
+	struct listener_key key = {
+		.net = (__u64)sk->__sk_common.skc_net.net,
+		.port = sk->__sk_common.skc_num,
+	};
+	return key;
+}
+
+/*
+ * identify says whose socket this is and which side of the connection it is.
+ * Where nobody saw the socket being made (it is older than the agent), the
+ * side with the lower port is the service.
+ */
+static __always_inline __u32 identify(struct sock *sk, const struct connection *c,
+				      struct owner *o)
+{
+	__u64 cgroup = sock_cgroup(sk);
+	__u32 role;
+
+	__builtin_memset(o, 0, sizeof(*o));
+	if (c && c->role) {
+		*o = c->owner;
+		role = c->role;
+	} else {
+		struct listener_key key = listener_key(sk);
+		struct owner *listener = bpf_map_lookup_elem(&listeners, &key);
+
+		if (listener) {
+			*o = *listener;
+			role = ROLE_SERVER;
+		} else {
+			__u16 port = __builtin_bswap16(sk->__sk_common.skc_dport);
+
+			role = sk->__sk_common.skc_num <= port ? ROLE_SERVER : ROLE_CLIENT;
+		}
+	}
+	if (cgroup != ROOT_CGROUP || !o->cgroup_id) {
+		o->cgroup_id = cgroup;
+		o->hierarchy = 0;
+	}
+	return role;
+}
+
+static __always_inline void peer_key(struct sock *sk, __u32 role, const struct owner *o,
+				     struct peer_key *key)
+{
+	key->cgroup_id = o->cgroup_id;
+	key->hierarchy = o->hierarchy;
+	key->role = role;
+	key->port = role == ROLE_SERVER ? sk->__sk_common.skc_num :
+					  __builtin_bswap16(sk->__sk_common.skc_dport);
+	if (sk->__sk_common.skc_family == AF_INET6) {
+		__u32 *to = (__u32 *)key->address;
+
+		to[0] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[0];
+		to[1] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[1];
+		to[2] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[2];
+		to[3] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[3];
+	} else {
+		map_v4(key->address, sk->__sk_common.skc_daddr);
+	}
+}
+
+static __always_inline void fill(struct tcp_event *e, struct sock *sk, struct tcp_sock *tp,
+				 const struct peer_key *key, __u32 kind, __u32 state)
+{
+	e->peer = *key;
+	if (sk->__sk_common.skc_family == AF_INET6) {
+		__u32 *to = (__u32 *)e->local_address;
+
+		to[0] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[0];
+		to[1] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[1];
+		to[2] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[2];
+		to[3] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[3];
+	} else {
+		map_v4(e->local_address, sk->__sk_common.skc_rcv_saddr);
+	}
+	e->local_port = sk->__sk_common.skc_num;
+	e->peer_port = __builtin_bswap16(sk->__sk_common.skc_dport);
+	e->family = sk->__sk_common.skc_family;
+	e->kind = kind;
+	e->state = state;
+	e->error = 0;
+	e->rtt_us = tp->srtt_us >> 3;
+	e->baseline_us = 0;
+	e->worst_us = 0;
+	e->segments = 1;
+	e->retransmits = 0;
+	e->pad = 0;
+	e->total_retransmits = tp->total_retrans;
+	e->duration_ns = 0;
+	e->bytes_sent = tp->bytes_acked;
+	e->bytes_received = tp->bytes_received;
+}
+
+static __noinline void tell_failure(struct sock *sk, const struct connection *c, __u32 signal,
+				    __u32 state, __u64 now)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct peer_key key = {};
+	struct tcp_event *e;
+	struct owner o;
+
+	if (!tp)
+		return;
+	__u32 role = identify(sk, c, &o);
+
+	e = RESERVE(struct tcp_event, signal, 1, &o, now);
+	if (!e)
+		return;
+	peer_key(sk, role, &o, &key);
+	fill(e, sk, tp, &key, TCP_EVENT_FAILURE, state);
+	e->error = sk->sk_err;
+	if (c && c->since_ns)
+		e->duration_ns = now - c->since_ns;
+	submit(e, signal, 1, now, false);
+}
+
+static __noinline void normal(__u32 signal)
+{
+	COUNT(signal, seen, 1);
+	COUNT(signal, normal, 1);
+}
+
+static __always_inline void tell_rtt(struct sock *sk, struct tcp_sock *tp, const struct owner *o,
+				     const struct peer_key *key, struct peer *p, __u32 kind,
+				     __u64 since, __u64 now)
+{
+	struct tcp_event *e = RESERVE(struct tcp_event, SIGNAL_RTT, 1, o, now);
+
+	if (!e)
+		return;
+	fill(e, sk, tp, key, kind, sk->__sk_common.skc_state);
+	if (p->samples >= SAMPLES_TO_LEARN)
+		e->baseline_us = p->baseline_us;
+	e->worst_us = p->worst_us;
+	e->duration_ns = now - since;
+	submit(e, SIGNAL_RTT, 1, now, false);
+}
+
+static __always_inline struct peer *peer_of(const struct peer_key *key)
+{
+	struct peer *p = bpf_map_lookup_elem(&peers, key);
+
+	if (p)
+		return p;
+	struct peer fresh = {};
+
+	bpf_map_update_elem(&peers, key, &fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&peers, key);
+}
+
+/*
+ * sample judges one smoothed round-trip time. Two bad ones in a row start a
+ * spike and three good ones end it, of whichever connections to that peer:
+ * one event at each end, however many packets and connections.
+ */
+static __noinline void sample(struct sock *sk, struct tcp_sock *tp, const struct connection *c,
+			     bool closing, __u64 now)
+{
+	__u32 rtt = tp->srtt_us >> 3;
+	struct peer_key key = {};
+	struct owner o;
+	struct peer *p;
+
+	if (!rtt)
+		return;
+	peer_key(sk, identify(sk, c, &o), &o, &key);
+	p = peer_of(&key);
+	if (!p)
+		return;
+
+	__u32 base = p->baseline_us;
+	bool learned = p->samples >= SAMPLES_TO_LEARN;
+	bool over = learned && rtt > 2 * base && rtt - base > rtt_floor_us;
+	bool bad = over || rtt > rtt_limit_us;
+
+	/* Ended with its last connection: the agent has told it. */
+	if (p->spike_ns && !p->bad_sk && now - p->closed_ns > rtt_linger_ns) {
+		p->spike_ns = 0;
+		p->bad = 0;
+	}
+	if (p->spike_ns) {
+		if (rtt > p->worst_us)
+			p->worst_us = rtt;
+		/* Half-way back is not yet back: no second spike at the edge. */
+		bool back = rtt <= rtt_limit_us - rtt_limit_us / 5 &&
+			    (!learned || rtt <= base + base / 2 || rtt - base <= rtt_floor_us / 2);
+		bool settled = now - p->spike_ns > rtt_normal_ns;
+
+		if (!back) {
+			p->good = 0;
+			p->bad_ns = now;
+			p->bad_sk = (__u64)sk;
+		} else {
+			p->good++;
+		}
+		if (settled || p->good >= GOOD_TO_END) {
+			__u64 since = p->spike_ns;
+
+			tell_rtt(sk, tp, &o, &key, p,
+				 settled ? TCP_EVENT_RTT_SETTLED : TCP_EVENT_RTT_END, since, now);
+			p->spike_ns = 0;
+			p->bad = 0;
+			if (settled)
+				p->baseline_us = rtt;
+			return;
+		}
+		if (closing && p->bad_sk == (__u64)sk) {
+			p->bad_sk = 0;
+			p->closed_ns = now;
+		}
+		normal(SIGNAL_RTT);
+		return;
+	}
+
+	/* The same figure again is not a second measurement. */
+	bool again = rtt == p->last_us;
+
+	p->last_us = rtt;
+	if (bad) {
+		if (!again)
+			p->bad++;
+		if (p->bad >= BAD_TO_START) {
+			p->spike_ns = now;
+			p->bad_ns = now;
+			p->bad_sk = closing ? 0 : (__u64)sk;
+			p->closed_ns = now;
+			p->worst_us = rtt;
+			p->good = 0;
+			tell_rtt(sk, tp, &o, &key, p, TCP_EVENT_RTT_START, now, now);
+			return;
+		}
+		normal(SIGNAL_RTT);
+		return;
+	}
+	p->bad = 0;
+	if (!learned) {
+		p->baseline_us = ((__u64)base * p->samples + rtt) / (p->samples + 1);
+		p->samples++;
+	} else {
+		p->baseline_us = base + (((__s32)(rtt - base)) >> BASELINE_SHIFT);
+	}
+	normal(SIGNAL_RTT);
+}
+
+static __always_inline int listening(struct sock *sk)
+{
+	struct listener_key key = listener_key(sk);
+	struct owner o = {};
+
+	task_cgroup((struct task_struct *)bpf_get_current_task(), &o);
+	o.pid = bpf_get_current_pid_tgid() >> 32;
+	bpf_get_current_comm(o.comm, sizeof(o.comm));
+	bpf_map_update_elem(&listeners, &key, &o, BPF_ANY);
+	return 0;
+}
+
+static __always_inline int connecting(struct sock *sk)
+{
+	__u64 id = (__u64)sk;
+	struct connection c = {
+		.since_ns = bpf_ktime_get_ns(),
+		.role = ROLE_CLIENT,
+	};
+
+	task_cgroup((struct task_struct *)bpf_get_current_task(), &c.owner);
+	c.owner.pid = bpf_get_current_pid_tgid() >> 32;
+	bpf_get_current_comm(c.owner.comm, sizeof(c.owner.comm));
+	bpf_map_update_elem(&connections, &id, &c, BPF_ANY);
+	return 0;
+}
+
+/* Why a connect failed. */
+static __always_inline __u32 connect_failure(struct sock *sk, const struct connection *c, __u64 now)
+{
+	switch (sk->sk_err) {
+	case ECONNREFUSED:
+		return SIGNAL_CONNECT_REFUSED;
+	case ETIMEDOUT:
+		return SIGNAL_CONNECT_TIMEOUT;
+	case ECONNRESET:
+		return SIGNAL_CONNECT_RESET;
+	case ECONNABORTED:
+		return SIGNAL_CONNECT_ABANDONED;
+	case 0:
+		/* No local port was left, or the application closed it. */
+		if (!sk->__sk_common.skc_num)
+			return SIGNAL_CONNECT_NO_PORT;
+		if (c && now - c->since_ns >= abandoned_ns)
+			return SIGNAL_CONNECT_TIMEOUT;
+		return SIGNAL_CONNECT_ABANDONED;
+	}
+	return SIGNAL_CONNECT_UNREACHABLE;
+}
+
+/* Why a connection ended, SIGNAL_COUNT when in good order. */
+static __always_inline __u32 connection_failure(struct sock *sk, int state)
+{
+	/* In these two states the application still has the connection. */
+	bool open = state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT;
+
+	switch (sk->sk_err) {
+	case ECONNRESET:
+	case EPIPE:
+		return open ? SIGNAL_RESET_BY_PEER : SIGNAL_RESET_AFTER_CLOSE;
+	case ETIMEDOUT:
+		return SIGNAL_PEER_TIMEOUT;
+	case ENETDOWN:
+	case ENETUNREACH:
+	case EHOSTDOWN:
+	case EHOSTUNREACH:
+		return SIGNAL_PEER_UNREACHABLE;
+	}
+	/* The application itself cut it short: SO_LINGER, unread data. */
+	return open ? SIGNAL_RESET_BY_US : SIGNAL_COUNT;
+}
+
+static __always_inline int closed(struct sock *sk, int from)
+{
+	__u64 id = (__u64)sk;
+
+	if (from == TCP_CLOSE || from == TCP_SYN_RECV)
+		return 0;
+	if (from == TCP_LISTEN) {
+		struct listener_key key = listener_key(sk);
+
+		bpf_map_delete_elem(&listeners, &key);
+		return 0;
+	}
+
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+
+	if (!tp)
+		return 0;
+	struct connection *c = bpf_map_lookup_elem(&connections, &id);
+	__u64 now = bpf_ktime_get_ns();
+
+	__u32 signal = from == TCP_SYN_SENT ? connect_failure(sk, c, now) :
+					      connection_failure(sk, from);
+
+	switch (signal) {
+	case SIGNAL_COUNT:
+		break;
+	case SIGNAL_CONNECT_ABANDONED:
+	case SIGNAL_RESET_BY_US:
+	case SIGNAL_RESET_AFTER_CLOSE:
+		normal(signal);
+		break;
+	default:
+		tell_failure(sk, c, signal, from, now);
+	}
+	if (from != TCP_SYN_SENT)
+		sample(sk, tp, c, true, now);
+	if (c)
+		bpf_map_delete_elem(&connections, &id);
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_state, struct sock *sk, int from, int to)
+{
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	switch (to) {
+	case TCP_SYN_SENT:
+		return connecting(sk);
+	case TCP_LISTEN:
+		return listening(sk);
+	case TCP_CLOSE:
+		return closed(sk, from);
+	case TCP_ESTABLISHED:
+		break;
+	default:
+		return 0;
+	}
+
+	__u64 id = (__u64)sk;
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+
+	if (!tp)
+		return 0;
+	sample(sk, tp, bpf_map_lookup_elem(&connections, &id), false, bpf_ktime_get_ns());
+	return 0;
+}
+
+/* watch returns the entry of a connection that lives on, made now if need be. */
+static __always_inline struct connection *watch(struct sock *sk)
+{
+	__u64 id = (__u64)sk;
+	struct connection *c = bpf_map_lookup_elem(&connections, &id);
+
+	if (c)
+		return c;
+	struct connection fresh = {};
+
+	fresh.role = identify(sk, NULL, &fresh.owner);
+	bpf_map_update_elem(&connections, &id, &fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&connections, &id);
+}
+
+/*
+ * Runs for every packet of an established connection, so two loads must be
+ * enough to send nearly all of them away: only an acknowledgement of our own
+ * data brings a sample, and only the first one in 256 jiffies (about a second
+ * at HZ=250) is looked at. No map is touched before that.
+ */
+SEC("tp_btf/tcp_probe")
+int BPF_PROG(probe, struct sock *sk)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+
+	if (!tp || !tp->packets_out)
+		return 0;
+	if ((__u32)bpf_jiffies64() >> 8 == tp->rcv_tstamp >> 8)
+		return 0;
+
+	struct connection *c = watch(sk);
+	__u64 now = bpf_ktime_get_ns();
+
+	if (!c || now - c->sampled_ns < SECOND)
+		return 0;
+	c->sampled_ns = now;
+	sample(sk, tp, c, false, now);
+	return 0;
+}
+
+SEC("tp_btf/tcp_retransmit_skb")
+int BPF_PROG(retransmit, struct sock *sk, struct sk_buff *skb)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	__u16 segments = BPF_CORE_READ((struct tcp_skb_cb *)&skb->cb, tcp_gso_segs);
+
+	if (!tp)
+		return 0;
+	if (sk->__sk_common.skc_state == TCP_SYN_SENT) {
+		/* Told as a failed connect if it comes to that. */
+		COUNT(SIGNAL_RETRANSMIT_SYN, seen, segments);
+		COUNT(SIGNAL_RETRANSMIT_SYN, normal, segments);
+		return 0;
+	}
+
+	struct connection *c = watch(sk);
+	struct peer_key key = {};
+	struct tcp_event *e;
+	__u64 now = bpf_ktime_get_ns();
+	struct peer *p;
+	struct owner o;
+
+	if (!c)
+		goto normal;
+	if (now - c->sampled_ns >= SECOND) {
+		c->sampled_ns = now;
+		sample(sk, tp, c, false, now);
+	}
+	if (now - c->window_ns > BURST_WINDOW_NS) {
+		c->window_ns = now;
+		c->window_segments = tp->segs_out;
+		c->window_retransmits = 0;
+	}
+	c->window_retransmits += segments;
+
+	bool stalled = tp->inet_conn.icsk_retransmits >= STALLED_RETRANSMITS;
+	bool burst = now - c->window_ns >= BURST_JUDGE_NS &&
+		     c->window_retransmits >= BURST_RETRANSMITS &&
+		     c->window_retransmits * BURST_SHARE >= tp->segs_out - c->window_segments;
+
+	peer_key(sk, identify(sk, c, &o), &o, &key);
+	p = peer_of(&key);
+	if (!p)
+		goto normal;
+	if (!burst && !stalled)
+		goto normal;
+	if (p->burst_ns && now - p->burst_ns < burst_repeat_ns)
+		goto normal;
+
+	p->burst_ns = now;
+	e = RESERVE(struct tcp_event, SIGNAL_RETRANSMIT, segments, &o, now);
+	if (!e)
+		return 0;
+	fill(e, sk, tp, &key, TCP_EVENT_RETRANSMIT, sk->__sk_common.skc_state);
+	e->segments = segments;
+	e->retransmits = c->window_retransmits;
+	e->duration_ns = now - c->window_ns;
+	submit(e, SIGNAL_RETRANSMIT, segments, now, false);
+	return 0;
+normal:
+	COUNT(SIGNAL_RETRANSMIT, seen, segments);
+	COUNT(SIGNAL_RETRANSMIT, normal, segments);
+	return 0;
+}

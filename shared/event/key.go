@@ -1,0 +1,188 @@
+package event
+
+import (
+	"slices"
+	"strings"
+)
+
+// Metadata keys. A constant is named after its dotted key. Names without the
+// tapio prefix are those of the OpenTelemetry semantic conventions.
+const (
+	ContainerID           = "container.id"
+	ErrorType             = "error.type"
+	HostName              = "host.name"
+	K8sClusterName        = "k8s.cluster.name"
+	K8sContainerName      = "k8s.container.name"
+	K8sNamespaceName      = "k8s.namespace.name"
+	K8sNodeName           = "k8s.node.name"
+	K8sPodName            = "k8s.pod.name"
+	K8sPodUID             = "k8s.pod.uid"
+	NetworkLocalAddress   = "network.local.address"
+	NetworkLocalPort      = "network.local.port"
+	NetworkPeerAddress    = "network.peer.address"
+	NetworkPeerPort       = "network.peer.port"
+	NetworkTransport      = "network.transport"
+	NetworkType           = "network.type"
+	ProcessExecutableName = "process.executable.name"
+	ProcessExitCode       = "process.exit.code"
+	ProcessLinuxCgroup    = "process.linux.cgroup"
+	ProcessParentPID      = "process.parent_pid"
+	ProcessPID            = "process.pid"
+
+	TapioAttribution          = "tapio.attribution"
+	TapioGapEvents            = "tapio.gap.events"
+	TapioNetworkElapsedMs     = "tapio.network.elapsed_ms"
+	TapioNetworkRole          = "tapio.network.role"
+	TapioOOMAnonBytes         = "tapio.oom.anon_bytes"
+	TapioOOMCgroup            = "tapio.oom.cgroup"
+	TapioOOMConstraint        = "tapio.oom.constraint"
+	TapioOOMFileBytes         = "tapio.oom.file_bytes"
+	TapioOOMLimitBytes        = "tapio.oom.limit_bytes"
+	TapioOOMShmemBytes        = "tapio.oom.shmem_bytes"
+	TapioOOMTriggerName       = "tapio.oom.trigger.name"
+	TapioOOMTriggerPID        = "tapio.oom.trigger.pid"
+	TapioOOMUsageBytes        = "tapio.oom.usage_bytes"
+	TapioProcessContainerInit = "tapio.process.container_init"
+	TapioProcessCoreDumped    = "tapio.process.core_dumped"
+	TapioProcessParentName    = "tapio.process.parent_name"
+	TapioProcessRuntimeS      = "tapio.process.runtime_s"
+	TapioProcessSignal        = "tapio.process.signal"
+	TapioReason               = "tapio.reason"
+	TapioRetransmitCount      = "tapio.retransmit.count"
+	TapioRetransmitWindowMs   = "tapio.retransmit.window_ms"
+	TapioRTTBaselineMs        = "tapio.rtt.baseline_ms"
+	TapioRTTCurrentMs         = "tapio.rtt.current_ms"
+	TapioRTTDurationS         = "tapio.rtt.duration_s"
+	TapioRTTEndedBy           = "tapio.rtt.ended_by"
+	TapioRTTPhase             = "tapio.rtt.phase"
+	TapioRTTWorstMs           = "tapio.rtt.worst_ms"
+	TapioServiceUnit          = "tapio.service.unit"
+	TapioSignal               = "tapio.signal"
+	TapioSuppressed           = "tapio.suppressed"
+)
+
+// Values of the keys that allow only some.
+const (
+	AttributionUnknown = "unknown"
+
+	OOMConstraintMemcg  = "memcg"
+	OOMConstraintSystem = "system"
+
+	RoleClient = "client"
+	RoleServer = "server"
+
+	RTTEndedByAgentStopped = "agent_stopped"
+	RTTEndedByBecameNormal = "became_normal"
+	RTTEndedByClosed       = "closed"
+	RTTEndedByIdle         = "idle"
+	RTTEndedByRecovered    = "recovered"
+
+	RTTPhaseEnd   = "end"
+	RTTPhaseStart = "start"
+)
+
+// ErrorTypeTimeout is the error.type of an operation that the application gave
+// up before the kernel had an answer. Other values are errno names such as
+// ECONNREFUSED.
+const ErrorTypeTimeout = "timeout"
+
+// Unit says what the text under a key counts.
+type Unit string
+
+// The units of metadata values. A value with a unit is a decimal number without
+// the unit's name.
+const (
+	UnitNone         Unit = ""
+	UnitBytes        Unit = "bytes"
+	UnitCount        Unit = "count"
+	UnitMilliseconds Unit = "milliseconds"
+	UnitSeconds      Unit = "seconds"
+)
+
+// Key describes one metadata key.
+type Key struct {
+	// Name is the key as it stands in Event.metadata.
+	Name string
+	// Unit is what the value counts; UnitNone for text and identifiers.
+	Unit Unit
+	// Values are the only values that are allowed; nil allows any.
+	Values []string
+	// Description says what the value is, in one sentence.
+	Description string
+}
+
+// yesOrNo are the values of a key that is a boolean, as strconv.FormatBool
+// writes them.
+var yesOrNo = []string{"false", "true"}
+
+// keys is the registry, sorted by name. Nothing changes it.
+var keys = []Key{
+	{Name: ContainerID, Description: "Full id of the container, without a runtime prefix."},
+	{Name: ErrorType, Description: "Errno by name, such as `ECONNREFUSED`, `ETIMEDOUT`, `EHOSTUNREACH`, `ENETUNREACH` or `ECONNRESET`; `timeout` when the application gave up first."},
+	{Name: HostName, Description: "Name that the node's kernel reports."},
+	{Name: K8sClusterName, Description: "Name of the cluster."},
+	{Name: K8sContainerName, Description: "Name of the container in the pod's specification."},
+	{Name: K8sNamespaceName, Description: "Namespace of the pod."},
+	{Name: K8sNodeName, Description: "Name of the node in the Kubernetes API."},
+	{Name: K8sPodName, Description: "Name of the pod."},
+	{Name: K8sPodUID, Description: "UID of the pod."},
+	{Name: NetworkLocalAddress, Description: "IP address of the observed side."},
+	{Name: NetworkLocalPort, Description: "Port of the observed side, 0 to 65535."},
+	{Name: NetworkPeerAddress, Description: "IP address of the other side."},
+	{Name: NetworkPeerPort, Description: "Port of the other side, 0 to 65535."},
+	{Name: NetworkTransport, Description: "Transport: `tcp` or `udp`."},
+	{Name: NetworkType, Description: "Network layer: `ipv4` or `ipv6`."},
+	{Name: ProcessExecutableName, Description: "Name of the process as the kernel keeps it, at most 15 bytes (comm)."},
+	{Name: ProcessExitCode, Description: "Exit code of the process, 0 to 255; 0 beside a signal that ended it."},
+	{Name: ProcessLinuxCgroup, Description: "Path of the process's control group, from the root of the unified hierarchy."},
+	{Name: ProcessParentPID, Description: "Process id of the parent in the host's namespace."},
+	{Name: ProcessPID, Description: "Process id in the host's namespace; for an OOM kill the victim's."},
+	{Name: TapioAttribution, Values: []string{AttributionUnknown}, Description: "Set when the owner of the event could not be told."},
+	{Name: TapioGapEvents, Unit: UnitCount, Description: "Events that are missing because of the gap; absent when their number is not known."},
+	{Name: TapioNetworkElapsedMs, Unit: UnitMilliseconds, Description: "Time from connect() to the failure."},
+	{Name: TapioNetworkRole, Values: []string{RoleClient, RoleServer}, Description: "Whether the observed side opened the connection or accepted it."},
+	{Name: TapioOOMAnonBytes, Unit: UnitBytes, Description: "Anonymous memory of the victim."},
+	{Name: TapioOOMCgroup, Description: "Path of the control group whose limit was hit, which may be a parent of the victim's own."},
+	{Name: TapioOOMConstraint, Values: []string{OOMConstraintMemcg, OOMConstraintSystem}, Description: "What ran out: the limit of a control group, or the memory of the node."},
+	{Name: TapioOOMFileBytes, Unit: UnitBytes, Description: "File-backed memory of the victim."},
+	{Name: TapioOOMLimitBytes, Unit: UnitBytes, Description: "Memory limit of `tapio.oom.cgroup`."},
+	{Name: TapioOOMShmemBytes, Unit: UnitBytes, Description: "Shared memory of the victim."},
+	{Name: TapioOOMTriggerName, Description: "Name of the process whose allocation ran into the limit."},
+	{Name: TapioOOMTriggerPID, Description: "Process id, in the host's namespace, of the process whose allocation ran into the limit."},
+	{Name: TapioOOMUsageBytes, Unit: UnitBytes, Description: "Memory charged to `tapio.oom.cgroup` when its limit was hit."},
+	{Name: TapioProcessContainerInit, Values: yesOrNo, Description: "Whether the process was PID 1 of its container."},
+	{Name: TapioProcessCoreDumped, Values: yesOrNo, Description: "Whether the kernel wrote a core dump."},
+	{Name: TapioProcessParentName, Description: "Name of the parent process as the kernel keeps it, at most 15 bytes."},
+	{Name: TapioProcessRuntimeS, Unit: UnitSeconds, Description: "Time from the start of the process to its end."},
+	{Name: TapioProcessSignal, Description: "Signal that ended the process, by name, such as `SIGSEGV`."},
+	{Name: TapioReason, Description: "Why, in words for people."},
+	{Name: TapioRetransmitCount, Unit: UnitCount, Description: "Segments that were sent again within the window."},
+	{Name: TapioRetransmitWindowMs, Unit: UnitMilliseconds, Description: "Length of the window in which retransmits were counted."},
+	{Name: TapioRTTBaselineMs, Unit: UnitMilliseconds, Description: "Round trip time that was learned as normal."},
+	{Name: TapioRTTCurrentMs, Unit: UnitMilliseconds, Description: "Round trip time now."},
+	{Name: TapioRTTDurationS, Unit: UnitSeconds, Description: "Time from the start of the spike to its end."},
+	{Name: TapioRTTEndedBy, Values: []string{RTTEndedByAgentStopped, RTTEndedByBecameNormal, RTTEndedByClosed, RTTEndedByIdle, RTTEndedByRecovered}, Description: "What ended the spike."},
+	{Name: TapioRTTPhase, Values: []string{RTTPhaseEnd, RTTPhaseStart}, Description: "Whether the event is the start of a spike or its end."},
+	{Name: TapioRTTWorstMs, Unit: UnitMilliseconds, Description: "Highest round trip time during the spike."},
+	{Name: TapioServiceUnit, Description: "Systemd unit that owns the process, for what runs outside of pods."},
+	{Name: TapioSignal, Description: "Signal of the agent that the event is about, such as `network`."},
+	{Name: TapioSuppressed, Unit: UnitCount, Description: "Events of this signal and control group that the rate limit held back since the last one that was sent."},
+}
+
+// Keys returns every metadata key, sorted by name. The caller owns the slice
+// and must not change what Values points to.
+func Keys() []Key {
+	return slices.Clone(keys)
+}
+
+// LookupKey finds the description of a metadata key. Keys that are not in the
+// registry are allowed in an event; they have no description.
+func LookupKey(name string) (Key, bool) {
+	i, ok := slices.BinarySearchFunc(keys, name, func(k Key, n string) int {
+		return strings.Compare(k.Name, n)
+	})
+	if !ok {
+		return Key{}, false
+	}
+	return keys[i], true
+}

@@ -1,0 +1,348 @@
+// Package agent runs the node agent: it attaches the observers, turns what the
+// kernel sends into events, and writes them out.
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/yairfalse/tapio/bpf"
+	"github.com/yairfalse/tapio/bpf/cgroup"
+	"github.com/yairfalse/tapio/bpf/exit"
+	"github.com/yairfalse/tapio/bpf/tcp"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
+	"github.com/yairfalse/tapio/shared/event"
+	"github.com/yairfalse/tapio/shared/humanoutput"
+	"github.com/yairfalse/tapio/shared/telemetry"
+	"github.com/yairfalse/tapio/tapio/internal/feed"
+	"github.com/yairfalse/tapio/tapio/internal/observer"
+	"github.com/yairfalse/tapio/tapio/internal/observer/container"
+	"github.com/yairfalse/tapio/tapio/internal/observer/network"
+	"github.com/yairfalse/tapio/tapio/internal/owner"
+	"github.com/yairfalse/tapio/tapio/internal/privilege"
+	"github.com/yairfalse/tapio/tapio/internal/sink"
+	"github.com/yairfalse/tapio/tapio/internal/supervisor"
+)
+
+// Output is the form in which events go to standard output.
+type Output string
+
+// The outputs.
+const (
+	Text Output = "text" // a line for people
+	JSON Output = "json" // a line of protojson
+	None Output = "none"
+)
+
+// Config says what to observe and where to send it.
+type Config struct {
+	Observers []string // network.Name, container.Name
+	ExitScope container.Scope
+	Output    Output
+	Style     humanoutput.Style // of Text
+	Listen    string            // HOST:PORT of health and metrics; empty for none
+	CgroupFS  string            // where the control groups are mounted
+	ProcFS    string            // where procfs is mounted
+
+	TCP  tcp.Options
+	Exit exit.Options
+
+	Stdout  io.Writer // events
+	Summary io.Writer // the accounting at the end
+	Log     *slog.Logger
+	// Ready is called when every observer has been tried once. It may be nil.
+	Ready func()
+}
+
+// Observers are the names of all observers.
+func Observers() []string { return []string{network.Name, container.Name} }
+
+// stopWithin is how long a stop may take: what blocks then is an output that
+// nobody reads, and it must not keep the agent from ending.
+const stopWithin = 800 * time.Millisecond
+
+// agent is the state of one run.
+type agent struct {
+	config     Config
+	log        *slog.Logger
+	host       string
+	events     *event.Factory
+	sinks      []*sink.Lines
+	shared     *bpf.Shared
+	feed       *feed.Feed
+	node       *observer.Node
+	network    *network.Observer
+	supervisor *supervisor.Supervisor
+	metrics    *metrics
+
+	mu       sync.Mutex
+	tried    map[string]bool   // observers
+	mapBytes map[string]uint64 // by observer
+}
+
+// Run runs the agent until ctx is done. It returns an error only if nothing
+// can be observed at all; what cannot be observed for now becomes an event.
+func Run(ctx context.Context, config Config) error {
+	if err := privilege.Check(); err != nil {
+		return err
+	}
+	a := &agent{config: config, log: config.Log, events: event.NewFactory(), tried: map[string]bool{}, mapBytes: map[string]uint64{}}
+	if err := a.open(); err != nil {
+		return err
+	}
+	return a.run(ctx)
+}
+
+func (a *agent) open() (err error) {
+	if a.host, err = os.Hostname(); err != nil {
+		return fmt.Errorf("read the host's name: %w", err)
+	}
+	switch a.config.Output {
+	case Text:
+		a.sinks = append(a.sinks, sink.NewText(a.config.Stdout, a.config.Style))
+	case JSON:
+		a.sinks = append(a.sinks, sink.NewJSON(a.config.Stdout))
+	case None:
+	}
+	if a.shared, err = bpf.NewShared(); err != nil {
+		return err
+	}
+	if a.feed, err = feed.Open(a.shared, a.log, a.emit); err != nil {
+		return err
+	}
+	a.metrics = newMetrics(a)
+
+	// The kernel tells of new cgroups from before the existing ones are listed
+	// on, so that none is missed.
+	groups, groupsErr := cgroup.Attach(a.shared)
+	owners, err := owner.Open(a.config.CgroupFS, a.config.ProcFS)
+	if err != nil {
+		return err
+	}
+	if groupsErr != nil {
+		a.unavailable("cgroup", groupsErr)
+	} else {
+		a.attached("cgroup", groups.Bytes())
+		a.feed.Subscribe(&feed.Subscriber{Handlers: map[bpf.Signal]feed.Handler{bpf.Cgroup: follow(owners)}})
+	}
+	a.node = &observer.Node{
+		Feed: a.feed, Owners: owners, Events: a.events, Log: a.log,
+		Attached: a.attached, Unavailable: a.unavailable,
+	}
+	a.supervisor = &supervisor.Supervisor{Failed: a.failed}
+	for _, name := range a.config.Observers {
+		task := supervisor.Task{Name: name}
+		switch name {
+		case network.Name:
+			a.network = network.New(a.node, a.config.TCP)
+			task.Run = a.network.Run
+		case container.Name:
+			task.Run = container.New(a.node, a.config.ExitScope, a.config.Exit).Run
+		default:
+			return fmt.Errorf("no observer is named %q; there are %s", name, strings.Join(Observers(), " and "))
+		}
+		a.supervisor.Tasks = append(a.supervisor.Tasks, task)
+	}
+	return nil
+}
+
+// follow keeps the table of cgroups up to date.
+func follow(owners *owner.Table) feed.Handler {
+	return func(record []byte) (*eventv1.Event, uint64, error) {
+		c, err := cgroup.Decode(record)
+		if err != nil {
+			return nil, 1, err
+		}
+		key := owner.Cgroup{Hierarchy: c.Head.Hierarchy, ID: c.Head.CgroupId}
+		if c.Removed != 0 {
+			owners.Removed(key)
+		} else if path, whole := cgroup.Path(c); whole {
+			owners.Created(key, path)
+		}
+		return nil, 1, nil
+	}
+}
+
+func (a *agent) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// The feed outlives the observers: what they saw last is still in the ring.
+	feedCtx, stopFeed := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopFeed()
+
+	var background sync.WaitGroup
+	if err := a.serve(ctx, &background); err != nil {
+		return err
+	}
+	feedDone := make(chan error, 1)
+	go func() { feedDone <- a.feed.Run(feedCtx) }()
+
+	supervised := make(chan struct{})
+	go func() {
+		a.supervisor.Run(ctx)
+		close(supervised)
+	}()
+
+	select {
+	case <-ctx.Done():
+	case err := <-feedDone:
+		return err
+	}
+	finished := make(chan error, 1)
+	go func() {
+		<-supervised
+		stopFeed()
+		err := <-feedDone
+		finished <- errors.Join(err, a.finish())
+		background.Wait()
+	}()
+	select {
+	case err := <-finished:
+		return err
+	case <-time.After(stopWithin):
+		return fmt.Errorf("stop: nobody reads the output; what was left is lost (%w)", context.DeadlineExceeded)
+	}
+}
+
+func (a *agent) serve(ctx context.Context, background *sync.WaitGroup) error {
+	if a.config.Listen == "" {
+		return nil
+	}
+	registry := prometheus.NewRegistry()
+	if err := registry.Register(a.metrics); err != nil {
+		return fmt.Errorf("register metrics: %w", err)
+	}
+	server, err := telemetry.NewServer(telemetry.Config{
+		Address: a.config.Listen, Flag: "listen", Registry: registry, StopTimeout: stopWithin / 4, Log: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	server.ReadyWhen("observers", a.ready)
+	if err := server.Listen(ctx); err != nil {
+		return err
+	}
+	a.log.Info("serving health and metrics", "address", server.Addr().String())
+	background.Go(func() {
+		if err := server.Serve(ctx); err != nil {
+			a.log.Error("health and metrics", "error", err)
+		}
+	})
+	return nil
+}
+
+// finish handles what is left and tells the accounting.
+func (a *agent) finish() error {
+	err := a.feed.Drain()
+	if a.network != nil {
+		a.network.Stop()
+	}
+	lines, countErr := a.feed.Accounting()
+	if countErr == nil {
+		writeSummary(a.config.Summary, lines)
+	}
+	return errors.Join(err, countErr, a.feed.Close())
+}
+
+// ready says which observers do not observe.
+func (a *agent) ready() error {
+	var down []error
+	for _, s := range a.supervisor.Status() {
+		if !s.Ready {
+			down = append(down, fmt.Errorf("%s: %w", s.Name, cmp.Or(s.Err, errStarting)))
+		}
+	}
+	return errors.Join(down...)
+}
+
+var errStarting = errors.New("starting")
+
+// emit completes an event, checks it and hands it to the outputs. Wrong
+// evidence is never sent.
+func (a *agent) emit(e *eventv1.Event) error {
+	e.Metadata[event.HostName] = a.host
+	if err := event.Validate(e); err != nil {
+		a.log.Error("an observer made an invalid event", "event_type", e.GetEventType(), "error", err)
+		return err
+	}
+	var errs []error
+	for _, s := range a.sinks {
+		errs = append(errs, s.Send(e))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	a.metrics.sent(e.GetEventType())
+	return nil
+}
+
+// attached notes that an observer works.
+func (a *agent) attached(name string, mapBytes uint64) {
+	a.mu.Lock()
+	a.mapBytes[name] = mapBytes
+	a.mu.Unlock()
+	a.tryDone(name)
+}
+
+// failed tells that an observer does not work for now.
+func (a *agent) failed(name string, err error, again time.Duration) {
+	a.unavailable(name, fmt.Errorf("%w; next try in %s", err, again.Round(time.Second)))
+	a.tryDone(name)
+}
+
+// unavailable tells that something cannot be observed.
+func (a *agent) unavailable(signal string, err error) {
+	a.log.Warn("cannot observe", "signal", signal, "error", err)
+	e := a.events.New(event.KindAgentSignalUnavailable, time.Now(), observer.Source)
+	e.Metadata[event.TapioSignal] = signal
+	e.Metadata[event.TapioReason] = reason(err)
+	if err := a.emit(e); err != nil {
+		a.log.Warn("event lost", "event_type", e.GetEventType(), "error", err)
+	}
+}
+
+// reason is the error as one line that fits a metadata value: a verifier's log
+// has thousands.
+func reason(err error) string {
+	text := strings.Join(strings.Fields(strings.ToValidUTF8(err.Error(), "\uFFFD")), " ")
+	return text[:min(len(text), event.MaxValueLen/4)]
+}
+
+// tryDone frees what only loading needs once every observer was tried.
+func (a *agent) tryDone(name string) {
+	a.mu.Lock()
+	first := !a.tried[name] && slices.Contains(a.config.Observers, name)
+	if slices.Contains(a.config.Observers, name) {
+		a.tried[name] = true
+	}
+	all := len(a.tried) == len(a.config.Observers)
+	total := a.shared.Bytes()
+	for _, b := range a.mapBytes {
+		total += b
+	}
+	a.mu.Unlock()
+	if !all {
+		return
+	}
+	a.shared.Loaded()
+	debug.FreeOSMemory()
+	if !first {
+		return
+	}
+	a.log.Info("observing", "observers", strings.Join(a.config.Observers, ","), "kernel_maps", humanoutput.Bytes(float64(total)))
+	if a.config.Ready != nil {
+		a.config.Ready()
+	}
+}

@@ -1,0 +1,25 @@
+package agent
+
+import (
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/yairfalse/tapio/bpf"
+	"github.com/yairfalse/tapio/tapio/internal/feed"
+)
+
+// writeSummary tells what became of everything that was seen, a line for each
+// signal of which there was any.
+func writeSummary(w io.Writer, lines []feed.Line) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "signal\tseen\tkept\tsuppressed\tlost\t")
+	for _, l := range lines {
+		if l.Seen == 0 || l.Signal == bpf.Cgroup {
+			continue
+		}
+		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t\n", l.Signal, l.Seen, l.Kept, l.Suppressed(), l.Lost())
+	}
+	// What cannot be written to a terminal cannot be reported there either.
+	_ = t.Flush()
+}

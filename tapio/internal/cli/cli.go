@@ -1,0 +1,158 @@
+// Package cli is the command line of tapio.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/yairfalse/tapio/shared/config"
+	"github.com/yairfalse/tapio/shared/humanoutput"
+	"github.com/yairfalse/tapio/shared/telemetry"
+	"github.com/yairfalse/tapio/tapio/internal/agent"
+	"github.com/yairfalse/tapio/tapio/internal/observer/container"
+)
+
+// prefix of the environment variables that are flags.
+const prefix = "TAPIO"
+
+// Run runs the command line and returns the exit status: 0, or 1 after an
+// error that was written to stderr.
+func Run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
+	root := newAgent(environ)
+	root.AddCommand(newVersion(), newProbe())
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	if err := root.ExecuteContext(ctx); err != nil {
+		fmt.Fprintf(stderr, "tapio: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+// options are the flags of the agent.
+type options struct {
+	observers []string
+	exitScope []string
+	output    string
+	color     string
+	listen    string
+	logLevel  slog.Level
+	logFormat telemetry.Format
+	cgroupFS  string
+	procFS    string
+	config    string
+}
+
+func newAgent(environ []string) *cobra.Command {
+	o := options{logFormat: telemetry.Text}
+	cmd := &cobra.Command{
+		Use:   "tapio",
+		Short: "See what breaks on this node, straight from the kernel",
+		Long: `tapio watches this node from inside the kernel and prints only anomalies:
+connections that fail, slow and lossy peers, processes that fail, OOM kills.
+
+Every flag is also an environment variable (--exit-scope is TAPIO_EXIT_SCOPE)
+and a key of the YAML file that --config names. Flags win over the environment,
+the environment over the file.`,
+		Example: `  sudo tapio                     print anomalies for people
+  sudo tapio --output json       one protojson event a line
+  sudo tapio --observer network  only the network`,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Version:       versionText(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := config.Load(cmd.Flags(), prefix, environ, nil); err != nil {
+				return err
+			}
+			c, err := o.agent(cmd, environ)
+			if err != nil {
+				return err
+			}
+			return agent.Run(cmd.Context(), c)
+		},
+	}
+	cmd.SetVersionTemplate("{{.Version}}")
+	f := cmd.Flags()
+	f.StringSliceVar(&o.observers, "observer", agent.Observers(), "what to observe")
+	f.StringSliceVar(&o.exitScope, "exit-scope", []string{"containers", "services"}, "whose failed processes to tell: all, containers, services")
+	f.StringVar(&o.output, "output", string(agent.Text), "how to write events to standard output: text, json or none")
+	f.StringVar(&o.color, "color", "auto", "colours of the text output: auto, always or never")
+	f.StringVar(&o.listen, "listen", "127.0.0.1:9465", "address of /healthz, /readyz and /metrics; empty for none")
+	f.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "least severe log to write to standard error: debug, info, warn or error")
+	f.TextVar(&o.logFormat, "log-format", telemetry.Text, "format of the logs: text or json")
+	f.StringVar(&o.cgroupFS, "cgroup-root", "/sys/fs/cgroup", "where the control groups are mounted")
+	f.StringVar(&o.procFS, "proc-root", "/proc", "where procfs is mounted")
+	f.StringVar(&o.config, config.FileFlag, "", "YAML file with flags as keys")
+	return cmd
+}
+
+// agent checks the flags and makes the agent's configuration of them.
+func (o *options) agent(cmd *cobra.Command, environ []string) (agent.Config, error) {
+	c := agent.Config{
+		Observers: slices.Compact(slices.Sorted(slices.Values(o.observers))),
+		Output:    agent.Output(o.output),
+		Listen:    o.listen,
+		CgroupFS:  o.cgroupFS,
+		ProcFS:    o.procFS,
+		Stdout:    cmd.OutOrStdout(),
+		Summary:   cmd.ErrOrStderr(),
+		Log:       telemetry.NewLogger(cmd.ErrOrStderr(), o.logLevel, o.logFormat),
+	}
+	var errs []error
+	for _, name := range c.Observers {
+		errs = append(errs, oneOf("observer", name, agent.Observers()...))
+	}
+	if len(c.Observers) == 0 {
+		errs = append(errs, fmt.Errorf("--observer is empty: name at least one of %s", strings.Join(agent.Observers(), ", ")))
+	}
+	for _, scope := range o.exitScope {
+		errs = append(errs, oneOf("exit-scope", scope, "all", "containers", "services"))
+	}
+	c.ExitScope = container.Scope{
+		All:        slices.Contains(o.exitScope, "all"),
+		Containers: slices.Contains(o.exitScope, "containers"),
+		Services:   slices.Contains(o.exitScope, "services"),
+	}
+	errs = append(errs,
+		oneOf("output", o.output, string(agent.Text), string(agent.JSON), string(agent.None)),
+		oneOf("color", o.color, "auto", "always", "never"))
+	c.Style = humanoutput.Style{
+		Color: o.color == "always" || o.color == "auto" && isTerminal(c.Stdout) && !slices.ContainsFunc(environ, noColor),
+		Zone:  time.Local,
+	}
+	return c, errors.Join(errs...)
+}
+
+func oneOf(flag, value string, allowed ...string) error {
+	if slices.Contains(allowed, value) {
+		return nil
+	}
+	return fmt.Errorf("--%s: %q is none of %s", flag, value, strings.Join(allowed, ", "))
+}
+
+// noColor is the convention of no-color.org: set and not empty.
+func noColor(variable string) bool {
+	value, found := strings.CutPrefix(variable, "NO_COLOR=")
+	return found && value != ""
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}

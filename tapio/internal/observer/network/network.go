@@ -1,0 +1,272 @@
+// Package network observes TCP: connects that fail, connections that the peer
+// resets or lets die, and peers that become slow or lossy.
+package network
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/yairfalse/tapio/bpf"
+	"github.com/yairfalse/tapio/bpf/tcp"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
+	"github.com/yairfalse/tapio/shared/event"
+	"github.com/yairfalse/tapio/tapio/internal/feed"
+	"github.com/yairfalse/tapio/tapio/internal/observer"
+)
+
+// Name is the observer's name on the command line and in messages.
+const Name = "network"
+
+// Observer is the network observer. All but Run happens on the feed's goroutine.
+type Observer struct {
+	node    *observer.Node
+	options tcp.Options
+	peer    func(tcp.PeerKey) (tcp.Peer, bool)
+	spikes  map[tcp.PeerKey]*spike
+}
+
+// spike is one that is on. The kernel side tells when it begins and when the
+// peer recovers; that its last connection closed shows only here.
+type spike struct {
+	startNs uint64
+	start   *tcp.Event
+	over    bool // at the last look; the record that says so may be on its way
+}
+
+// maxSpikes bounds the spikes that are followed at once, about 1 MB; of
+// further ones only start and recovery are told.
+const maxSpikes = 4096
+
+// New returns the observer.
+func New(node *observer.Node, options tcp.Options) *Observer {
+	return &Observer{node: node, options: options}
+}
+
+// Run observes until ctx is done.
+func (o *Observer) Run(ctx context.Context, ready func()) error {
+	o.spikes = map[tcp.PeerKey]*spike{}
+	o.peer = func(tcp.PeerKey) (tcp.Peer, bool) { return tcp.Peer{}, false }
+	sub := &feed.Subscriber{Handlers: map[bpf.Signal]feed.Handler{}, Idle: o.idle}
+	for s := bpf.ConnectRefused; s <= bpf.RetransmitSYN; s++ {
+		sub.Handlers[s] = o.handle
+	}
+	return o.node.Watch(ctx, Name, ready, sub, func(s *bpf.Shared) ([]*bpf.Attachment, error) {
+		signal, err := tcp.Attach(s, o.options)
+		if err != nil {
+			return nil, fmt.Errorf("watch TCP: %w", err)
+		}
+		o.peer = signal.Peer
+		return []*bpf.Attachment{signal.Attachment}, nil
+	})
+}
+
+func (o *Observer) handle(record []byte) (*eventv1.Event, uint64, error) {
+	t, err := tcp.Decode(record)
+	if err != nil {
+		return nil, 1, err
+	}
+	weight := uint64(t.Segments)
+	kind, err := kindOf(t)
+	if err != nil {
+		return nil, weight, err
+	}
+	e := o.newEvent(kind, t)
+	switch t.Kind {
+	case tcp.RTTStart:
+		o.follow(t)
+		describeSpike(e, t, event.RTTPhaseStart)
+	case tcp.RTTEnd, tcp.RTTSettled:
+		delete(o.spikes, t.Peer)
+		describeSpike(e, t, event.RTTPhaseEnd)
+		e.Metadata[event.TapioRTTEndedBy] = event.RTTEndedByRecovered
+		if t.Kind == tcp.RTTSettled {
+			e.Metadata[event.TapioRTTEndedBy] = event.RTTEndedByBecameNormal
+		}
+	case tcp.Retransmit:
+		e.GetNetwork().RetransmitCount = t.Retransmits
+		e.Metadata[event.TapioRetransmitCount] = strconv.FormatUint(uint64(t.Retransmits), 10)
+		e.Metadata[event.TapioRetransmitWindowMs] = milliseconds(time.Duration(t.DurationNs))
+	default:
+		e.Metadata[event.ErrorType] = errorType(t.Error)
+		if t.DurationNs > 0 {
+			e.Metadata[event.TapioNetworkElapsedMs] = milliseconds(time.Duration(t.DurationNs))
+		}
+	}
+	return e, weight, nil
+}
+
+// kindOf returns the kind of event that a record stands for.
+func kindOf(t *tcp.Event) (string, error) {
+	switch bpf.Signal(t.Head.Signal) {
+	case bpf.ConnectRefused:
+		return event.KindNetworkConnectionRefused, nil
+	case bpf.ConnectTimeout, bpf.PeerTimeout:
+		return event.KindNetworkConnectionTimeout, nil
+	case bpf.ConnectUnreachable, bpf.PeerUnreachable:
+		return event.KindNetworkConnectionUnreachable, nil
+	case bpf.ConnectReset, bpf.ResetByPeer:
+		return event.KindNetworkConnectionReset, nil
+	case bpf.ConnectNoPort:
+		return event.KindNetworkPortExhausted, nil
+	case bpf.RTT:
+		return event.KindNetworkRTTSpike, nil
+	case bpf.Retransmit:
+		return event.KindNetworkRetransmitSpike, nil
+	}
+	return "", fmt.Errorf("no event for a record of %s", bpf.Signal(t.Head.Signal))
+}
+
+func (o *Observer) newEvent(kind string, t *tcp.Event) *eventv1.Event {
+	e, who := o.node.NewEvent(kind, bpf.HeadOf(t))
+	local, peer := address(t.LocalAddress), address(t.Peer.Address)
+	m := e.Metadata
+	m[event.NetworkTransport] = "tcp"
+	m[event.NetworkType] = "ipv4"
+	if peer.Is6() {
+		m[event.NetworkType] = "ipv6"
+	}
+	m[event.NetworkPeerAddress] = peer.String()
+	m[event.NetworkPeerPort] = strconv.Itoa(int(t.PeerPort))
+	if !local.IsUnspecified() {
+		m[event.NetworkLocalAddress] = local.String()
+	}
+	if t.LocalPort != 0 {
+		m[event.NetworkLocalPort] = strconv.Itoa(int(t.LocalPort))
+	}
+	n := &eventv1.NetworkEventData{
+		Protocol:      "tcp",
+		SrcIp:         local.String(),
+		SrcPort:       uint32(t.LocalPort),
+		DstIp:         peer.String(),
+		DstPort:       uint32(t.PeerPort),
+		Direction:     "outbound",
+		LatencyMs:     float64(t.RttUs) / 1000,
+		BytesSent:     t.BytesSent,
+		BytesReceived: t.BytesReceived,
+		TcpState:      stateName(t.State),
+		ProcessName:   m[event.ProcessExecutableName],
+		ContainerId:   who.ContainerID,
+	}
+	m[event.TapioNetworkRole] = event.RoleClient
+	if t.Peer.Role == tcp.Server {
+		m[event.TapioNetworkRole] = event.RoleServer
+		n.Direction = "inbound"
+		n.SrcIp, n.DstIp = n.DstIp, n.SrcIp
+		n.SrcPort, n.DstPort = n.DstPort, n.SrcPort
+	}
+	e.Data = &eventv1.Event_Network{Network: n}
+	return e
+}
+
+func describeSpike(e *eventv1.Event, t *tcp.Event, phase string) {
+	n, m := e.GetNetwork(), e.Metadata
+	n.RttCurrentMs = float64(t.RttUs) / 1000
+	m[event.TapioRTTPhase] = phase
+	m[event.TapioRTTCurrentMs] = micros(t.RttUs)
+	if t.BaselineUs > 0 {
+		n.RttBaselineMs = float64(t.BaselineUs) / 1000
+		n.RttDegradationPct = 100 * (float64(t.RttUs) - float64(t.BaselineUs)) / float64(t.BaselineUs)
+		m[event.TapioRTTBaselineMs] = micros(t.BaselineUs)
+	}
+	if phase == event.RTTPhaseEnd {
+		m[event.TapioRTTWorstMs] = micros(t.WorstUs)
+		m[event.TapioRTTDurationS] = strconv.FormatFloat(time.Duration(t.DurationNs).Seconds(), 'f', 3, 64)
+		e.Severity = eventv1.Severity_SEVERITY_INFO
+		e.Outcome = eventv1.Outcome_OUTCOME_SUCCESS
+	}
+}
+
+func (o *Observer) follow(t *tcp.Event) {
+	if len(o.spikes) >= maxSpikes && o.spikes[t.Peer] == nil {
+		return
+	}
+	start := *t
+	o.spikes[t.Peer] = &spike{startNs: t.Head.TimeNs, start: &start}
+}
+
+// forgotten is after how long without a sample a spike counts as idle: its
+// connections may have been dropped from the kernel side's tables unseen.
+const forgotten = 10 * time.Minute
+
+// idle ends the spikes whose last connection has closed.
+func (o *Observer) idle() {
+	if len(o.spikes) == 0 {
+		return
+	}
+	now := bpf.Now()
+	for key, s := range o.spikes {
+		p, ok := o.peer(key)
+		switch {
+		case !ok:
+			o.end(key, s, tcp.Peer{WorstUs: s.start.RttUs, BadNs: now}, event.RTTEndedByIdle)
+		case p.SpikeNs != s.startNs && !s.over:
+			s.over = true
+		case p.SpikeNs != s.startNs && p.BadSk != 0:
+			// The rate limit held the record back.
+			o.end(key, s, p, event.RTTEndedByRecovered)
+		case p.SpikeNs != s.startNs:
+			o.end(key, s, p, event.RTTEndedByClosed)
+		case p.BadSk == 0 && now-p.ClosedNs > uint64(tcp.Linger):
+			o.end(key, s, p, event.RTTEndedByClosed)
+		case now-p.BadNs > uint64(forgotten):
+			o.end(key, s, p, event.RTTEndedByIdle)
+		}
+	}
+}
+
+// end tells the end of a spike that the kernel side cannot see.
+func (o *Observer) end(key tcp.PeerKey, s *spike, p tcp.Peer, by string) {
+	delete(o.spikes, key)
+	t := *s.start
+	t.Head.TimeNs = max(p.BadNs, s.startNs)
+	t.Head.Suppressed = 0
+	t.DurationNs = t.Head.TimeNs - s.startNs
+	t.WorstUs = max(p.WorstUs, t.RttUs)
+	e := o.newEvent(event.KindNetworkRTTSpike, &t)
+	describeSpike(e, &t, event.RTTPhaseEnd)
+	e.Metadata[event.TapioRTTEndedBy] = by
+	o.node.Feed.Emit(bpf.RTT, e)
+}
+
+// Stop ends the spikes that are still on. The feed must have stopped.
+func (o *Observer) Stop() {
+	for key, s := range o.spikes {
+		p, ok := o.peer(key)
+		if !ok {
+			p = tcp.Peer{WorstUs: s.start.RttUs}
+		}
+		o.end(key, s, p, event.RTTEndedByAgentStopped)
+	}
+}
+
+func address(a [16]byte) netip.Addr { return netip.AddrFrom16(a).Unmap() }
+
+func errorType(errno uint32) string {
+	if errno == 0 {
+		return event.ErrorTypeTimeout
+	}
+	if name := unix.ErrnoName(syscall.Errno(errno)); name != "" {
+		return name
+	}
+	return "errno " + strconv.FormatUint(uint64(errno), 10)
+}
+
+func stateName(state uint8) string {
+	names := [...]string{1: "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "CLOSE", "CLOSE_WAIT", "LAST_ACK", "LISTEN", "CLOSING"}
+	if int(state) < len(names) {
+		return names[state]
+	}
+	return ""
+}
+
+func milliseconds(d time.Duration) string {
+	return strconv.FormatFloat(float64(d)/float64(time.Millisecond), 'f', 3, 64)
+}
+
+func micros(us uint32) string { return strconv.FormatFloat(float64(us)/1000, 'f', 3, 64) }
