@@ -1,6 +1,6 @@
 // Package config fills a binary's flags from everywhere a setting may come from:
 // the command line, then the environment, then a YAML file, then the default.
-// What is set but known to nobody is an error, because a misspelt setting that
+// What is set but known to nobody is an error, because a misspelled setting that
 // is silently ignored is found in production.
 package config
 
@@ -125,7 +125,7 @@ var (
 	// service, except the one that portLink matches.
 	serviceLink = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$`)
 
-	// portLink alone could be a misspelt setting; its value tells.
+	// portLink alone could be a misspelled setting; its value tells.
 	portLink      = regexp.MustCompile(`_PORT$`)
 	portLinkValue = regexp.MustCompile(`^(tcp|udp|sctp)://`)
 )

@@ -132,8 +132,10 @@ args:
 ports: [2, 3]
 `,
 			want: func(s *settings) {
-				*s = settings{config: s.config, polku: "a:1", scope: "yes", interval: 90 * time.Second, budget: -3, retries: 4,
-					ratio: 0.001, dryRun: true, signals: []string{"rtt", "d,ns", "oom"}, args: []string{"a,b", "c"}, ports: []int{2, 3}}
+				*s = settings{
+					config: s.config, polku: "a:1", scope: "yes", interval: 90 * time.Second, budget: -3, retries: 4,
+					ratio: 0.001, dryRun: true, signals: []string{"rtt", "d,ns", "oom"}, args: []string{"a,b", "c"}, ports: []int{2, 3},
+				}
 			},
 		},
 		"scalar for a list":     {args: []string{"--config=FILE"}, file: "signals: rtt,dns", want: func(s *settings) { s.signals = []string{"rtt", "dns"} }},
@@ -316,8 +318,13 @@ func TestDistance(t *testing.T) {
 		a, b string
 		want int
 	}{
-		{"", "", 0}, {"a", "", 1}, {"", "ab", 2}, {"same", "same", 0},
-		{"kitten", "sitting", 3}, {"exitscope", "exit-scope", 1}, {"flaw", "lawn", 2},
+		{"", "", 0},
+		{"a", "", 1},
+		{"", "ab", 2},
+		{"same", "same", 0},
+		{"kitten", "sitting", 3},
+		{"exitscope", "exit-scope", 1},
+		{"flaw", "lawn", 2},
 	} {
 		assert.Equal(t, tt.want, distance(tt.a, tt.b), "%s %s", tt.a, tt.b)
 		assert.Equal(t, tt.want, distance(tt.b, tt.a), "%s %s", tt.b, tt.a)

@@ -101,7 +101,7 @@ func NewServer(config Config) (*Server, error) {
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(config.Log.Handler(), slog.LevelDebug), // what clients do wrong
+		ErrorLog:          slog.NewLogLogger(config.Log.Handler(), slog.LevelWarn),
 	}
 	return s, nil
 }
@@ -178,11 +178,11 @@ func (s *Server) Serve(ctx context.Context) error {
 	if s.listener == nil {
 		return errors.New("serve health and metrics: call Listen first")
 	}
-	failed := make(chan error, 1)
-	go func() { failed <- s.http.Serve(s.listener) }()
+	ended := make(chan error, 1)
+	go func() { ended <- s.http.Serve(s.listener) }()
 
 	select {
-	case err := <-failed:
+	case err := <-ended:
 		return fmt.Errorf("serve health and metrics on %s: %w", s.Addr(), err)
 	case <-ctx.Done():
 	}
@@ -193,6 +193,8 @@ func (s *Server) Serve(ctx context.Context) error {
 			"address", s.Addr().String(), "waited", s.config.StopTimeout, "error", err)
 		_ = s.http.Close() // what it reports, the listener, is closed already
 	}
-	<-failed // http.ErrServerClosed, now that it is
+	if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve health and metrics on %s: %w", s.Addr(), err)
+	}
 	return nil
 }

@@ -96,7 +96,7 @@ func request(method, url string, header http.Header) (int, string, error) {
 	if err != nil {
 		return 0, "", err
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(resp.Body)
 	return resp.StatusCode, string(body), err
 }
@@ -133,13 +133,14 @@ func TestHealthAndReadiness(t *testing.T) {
 }
 
 func TestConditionThatPanics(t *testing.T) {
-	s, _ := newServer(t)
+	s, l := newServer(t)
 	s.ReadyWhen("broken", func() error { panic("broken") })
 	start(t, s)
 	_, _, err := request(http.MethodGet, "http://"+s.Addr().String()+"/readyz", nil)
 	require.Error(t, err)
 	status, _ := get(t, s, "/healthz")
 	assert.Equal(t, http.StatusOK, status, "the server lives on")
+	assert.Contains(t, l.String(), "level=WARN", "and says so")
 }
 
 func TestMetrics(t *testing.T) {
@@ -156,7 +157,6 @@ func TestMetrics(t *testing.T) {
 	}
 
 	// One collector that fails is counted and logged, and hides nothing.
-	s.config.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "tapio_bad", Help: "x"}, func() float64 { return 1 }))
 	s.config.Registry.MustRegister(invalid{})
 	status, body = get(t, s, "/metrics")
 	assert.Equal(t, http.StatusOK, status)
@@ -258,7 +258,7 @@ func dial(t *testing.T, s *Server) net.Conn {
 func TestListenErrors(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	defer taken.Close()
+	defer func() { _ = taken.Close() }()
 
 	for address, want := range map[string]string{
 		taken.Addr().String(): "another process has this address; set --telemetry-address to a free one",

@@ -41,25 +41,43 @@ func TestParse(t *testing.T) {
 
 		"systemd containerd": {podSlice + "/cri-containerd-" + idA + ".scope", containerd(idA)},
 		"systemd guaranteed": {"/kubepods.slice/kubepods-pod" + uidSystemd + ".slice/cri-containerd-" + idA + ".scope", containerd(idA)},
-		"systemd cri-o": {podSlice + "/crio-" + idA + ".scope",
-			Identity{ContainerID: idA, Runtime: "cri-o", PodUID: uidA, Unit: "crio-" + idA + ".scope"}},
-		"systemd cri-o, container below the scope": {podSlice + "/crio-" + idA + ".scope/container",
-			Identity{ContainerID: idA, Runtime: "cri-o", PodUID: uidA, Unit: "crio-" + idA + ".scope"}},
-		"systemd conmon": {podSlice + "/crio-conmon-" + idA + ".scope",
-			Identity{PodUID: uidA, Unit: "crio-conmon-" + idA + ".scope"}},
-		"systemd docker": {podSlice + "/docker-" + idA + ".scope",
-			Identity{ContainerID: idA, Runtime: "docker", PodUID: uidA, Unit: "docker-" + idA + ".scope"}},
-		"systemd static pod": {"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + uidStatic + ".slice/cri-containerd-" + idA + ".scope",
-			Identity{ContainerID: idA, Runtime: "containerd", PodUID: uidStatic, Unit: "cri-containerd-" + idA + ".scope"}},
+		"systemd cri-o": {
+			podSlice + "/crio-" + idA + ".scope",
+			Identity{ContainerID: idA, Runtime: "cri-o", PodUID: uidA, Unit: "crio-" + idA + ".scope"},
+		},
+		"systemd cri-o, container below the scope": {
+			podSlice + "/crio-" + idA + ".scope/container",
+			Identity{ContainerID: idA, Runtime: "cri-o", PodUID: uidA, Unit: "crio-" + idA + ".scope"},
+		},
+		"systemd conmon": {
+			podSlice + "/crio-conmon-" + idA + ".scope",
+			Identity{PodUID: uidA, Unit: "crio-conmon-" + idA + ".scope"},
+		},
+		"systemd docker": {
+			podSlice + "/docker-" + idA + ".scope",
+			Identity{ContainerID: idA, Runtime: "docker", PodUID: uidA, Unit: "docker-" + idA + ".scope"},
+		},
+		"systemd static pod": {
+			"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + uidStatic + ".slice/cri-containerd-" + idA + ".scope",
+			Identity{ContainerID: idA, Runtime: "containerd", PodUID: uidStatic, Unit: "cri-containerd-" + idA + ".scope"},
+		},
 		"systemd pod": {podSlice, Identity{PodUID: uidA}},
-		"systemd runtime's own name for a container": {podSlice + "/cri-containerd-web.1.scope",
-			Identity{ContainerID: "web.1", Runtime: "containerd", PodUID: uidA, Unit: "cri-containerd-web.1.scope"}},
-		"systemd conmon of a container with its own name": {podSlice + "/crio-conmon-web.scope",
-			Identity{PodUID: uidA, Unit: "crio-conmon-web.scope"}},
-		"systemd unknown runtime": {podSlice + "/newcri-" + idA + ".scope",
-			Identity{ContainerID: idA, PodUID: uidA, Unit: "newcri-" + idA + ".scope"}},
-		"drivers that disagree": {"/system.slice/containerd.service/kubepods-burstable-pod" + uidSystemd + ".slice:cri-containerd:" + idA,
-			Identity{ContainerID: idA, Runtime: "containerd", PodUID: uidA}},
+		"systemd runtime's own name for a container": {
+			podSlice + "/cri-containerd-web.1.scope",
+			Identity{ContainerID: "web.1", Runtime: "containerd", PodUID: uidA, Unit: "cri-containerd-web.1.scope"},
+		},
+		"systemd conmon of a container with its own name": {
+			podSlice + "/crio-conmon-web.scope",
+			Identity{PodUID: uidA, Unit: "crio-conmon-web.scope"},
+		},
+		"systemd unknown runtime": {
+			podSlice + "/newcri-" + idA + ".scope",
+			Identity{ContainerID: idA, PodUID: uidA, Unit: "newcri-" + idA + ".scope"},
+		},
+		"drivers that disagree": {
+			"/system.slice/containerd.service/kubepods-burstable-pod" + uidSystemd + ".slice:cri-containerd:" + idA,
+			Identity{ContainerID: idA, Runtime: "containerd", PodUID: uidA},
+		},
 		"custom parent with an escaped dash": {`/node\x2dpods.slice/node\x2dpods-kubepods.slice/node\x2dpods-kubepods-pod` + uidSystemd + ".slice/cri-containerd-" + idA + ".scope", containerd(idA)},
 
 		"docker cgroupfs":  {"/docker/" + idA, Identity{ContainerID: idA, Runtime: "docker"}},
@@ -74,10 +92,14 @@ func TestParse(t *testing.T) {
 		"podman rootless":  {"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-" + idA + ".scope/container", Identity{ContainerID: idA, Runtime: "podman", Unit: "libpod-" + idA + ".scope"}},
 		"podman quadlet":   {"/system.slice/web.service/libpod-payload-" + idA, Identity{ContainerID: idA, Runtime: "podman"}},
 		"quadlet's conmon": {"/system.slice/web.service/runtime", Identity{Unit: "web.service"}},
-		"podman health check": {"/system.slice/" + idA + ".service",
-			Identity{Unit: idA + ".service"}},
-		"rootfs mount": {"/system.slice/run-containerd-io.containerd.runtime.v2.task-k8s.io-" + idA + "-rootfs.mount",
-			Identity{Unit: "run-containerd-io.containerd.runtime.v2.task-k8s.io-" + idA + "-rootfs.mount"}},
+		"podman health check": {
+			"/system.slice/" + idA + ".service",
+			Identity{Unit: idA + ".service"},
+		},
+		"rootfs mount": {
+			"/system.slice/run-containerd-io.containerd.runtime.v2.task-k8s.io-" + idA + "-rootfs.mount",
+			Identity{Unit: "run-containerd-io.containerd.runtime.v2.task-k8s.io-" + idA + "-rootfs.mount"},
+		},
 
 		"kind node":                   {kindSlice + "/cri-containerd-" + idA + ".scope", containerd(idA)},
 		"kind from the outer host":    {"/docker/" + idB + kindSlice + "/cri-containerd-" + idA + ".scope", containerd(idA)},

@@ -34,7 +34,7 @@ func findHierarchies(root, procfs string) ([]hierarchy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the cgroup mounts: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // only read
 
 	var v2, v1 *mount
 	lines := bufio.NewScanner(f)
