@@ -5,6 +5,7 @@ package bpftest
 import (
 	"errors"
 	"os"
+	"sync"
 	"testing"
 	"unsafe"
 
@@ -40,9 +41,11 @@ const MaxRecord = 1024
 // verifier walks through every round.
 const perRun = 32
 
-// Sender is a program in the kernel that sends the records it is told to.
+// Sender is a program in the kernel that sends the records it is told to. It is
+// safe for concurrent use.
 type Sender struct {
 	t       testing.TB
+	mu      sync.Mutex // between what to send and sending it
 	order   *ebpf.Map
 	program *ebpf.Program
 }
@@ -62,7 +65,7 @@ func NewSender(t testing.TB, s *bpf.Shared) *Sender {
 	return &Sender{t: t, order: a.Map("order"), program: a.Program("send")}
 }
 
-// Send sends the record n times and keeps the books of its signal as the real
+// Send sends the record n times, on the caller's CPU, and keeps the books of its signal as the real
 // programs do: seen, then kept or lost. It returns how many the ring took.
 // A record that is too short for a head or of an unknown signal is in no books.
 func (s *Sender) Send(record []byte, n int) int {
@@ -75,6 +78,8 @@ func (s *Sender) Send(record []byte, n int) int {
 	if head, err := bpf.View[bpf.Head](o.Record[:len(record)]); err == nil {
 		o.Signal = uint64(head.Signal)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	sent := 0
 	for ; n > 0; n -= perRun {
 		o.Rounds = uint64(min(n, perRun))
