@@ -1,7 +1,6 @@
 package cgroup
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"fmt"
@@ -95,11 +94,10 @@ type hierarchy struct {
 func hierarchies(t *testing.T) map[string]hierarchy {
 	all := map[string]hierarchy{}
 	name := fmt.Sprintf("tapio-test-%d", os.Getpid())
-	mounts, err := os.Open("/proc/self/mountinfo")
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	require.NoError(t, err)
-	defer mounts.Close()
-	for scan := bufio.NewScanner(mounts); scan.Scan(); {
-		before, after, _ := strings.Cut(scan.Text(), " - ")
+	for line := range strings.Lines(string(mounts)) {
+		before, after, _ := strings.Cut(line, " - ")
 		fields, kind := strings.Fields(before), strings.Fields(after)
 		if fields[3] != "/" { // not the root of the hierarchy: its paths are not what the kernel says
 			continue
@@ -140,7 +138,9 @@ func memoryHierarchy(t *testing.T) uint32 {
 func inode(t *testing.T, dir string) uint64 {
 	info, err := os.Stat(dir)
 	require.NoError(t, err)
-	return info.Sys().(*syscall.Stat_t).Ino
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	require.True(t, ok)
+	return stat.Ino
 }
 
 // record is what an Event says, to compare.
@@ -169,24 +169,24 @@ func TestCgroups(t *testing.T) {
 			defer func() { assert.NoError(t, reader.Close()) }()
 
 			var want []record
-			make := func(path string) {
+			mkdir := func(path string) {
 				require.NoError(t, os.Mkdir(h.mount+path, 0o755))
 				want = append(want, record{inode(t, h.mount+path), h.id, path, false})
 			}
-			remove := func(path string) {
+			rmdir := func(path string) {
 				id := inode(t, h.mount+path)
 				require.NoError(t, os.Remove(h.mount+path))
 				want = append(want, record{id, h.id, path, true})
 			}
-			make(h.path + "/a")
-			make(h.path + "/a/b b")
-			remove(h.path + "/a/b b")
+			mkdir(h.path + "/a")
+			mkdir(h.path + "/a/b b")
+			rmdir(h.path + "/a/b b")
 			for i := range 5 {
 				path := h.path + "/a/" + strconv.Itoa(i)
-				make(path)
-				remove(path)
+				mkdir(path)
+				rmdir(path)
 			}
-			remove(h.path + "/a")
+			rmdir(h.path + "/a")
 
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()

@@ -15,7 +15,7 @@ import (
 
 // Style says how to write.
 type Style struct {
-	Color bool           // ANSI colours, for a terminal
+	Color bool           // ANSI colors, for a terminal
 	Zone  *time.Location // nil is UTC
 }
 

@@ -55,46 +55,82 @@ func TestLine(t *testing.T) {
 		e    *eventv1.Event
 		want string
 	}{
-		{"refused", inState(connection(event.KindNetworkConnectionRefused, "ECONNREFUSED", event.TapioNetworkElapsedMs, "1.500", event.ContainerID, containerID), "SYN_SENT"),
-			"ERROR     connection_refused      api[4711]               → 10.0.0.7:5432 ECONNREFUSED after 1.5 ms  container 0123456789ab"},
-		{"timeout", connection(event.KindNetworkConnectionTimeout, "timeout", event.TapioNetworkElapsedMs, "130000", event.K8sPodName, "web-0", event.K8sNamespaceName, "shop"),
-			"ERROR     connection_timeout      api[4711]               → 10.0.0.7:5432 timeout after 2m10s  pod shop/web-0"},
-		{"unreachable over IPv6", connection(event.KindNetworkConnectionUnreachable, "EHOSTUNREACH", event.NetworkPeerAddress, "fd00::7", event.ProcessLinuxCgroup, "/user.slice"),
-			"ERROR     connection_unreachable  api[4711]               → [fd00::7]:5432 EHOSTUNREACH  cgroup /user.slice"},
-		{"reset as a server", inState(connection(event.KindNetworkConnectionReset, "ECONNRESET", event.TapioNetworkRole, event.RoleServer, event.NetworkPeerPort, "51234", event.TapioServiceUnit, "nginx.service"), "ESTABLISHED"),
-			"WARNING   connection_reset        api[4711]               ← 10.0.0.7:51234 (on port 8080) ECONNRESET in ESTABLISHED  nginx.service"},
-		{"no port", connection(event.KindNetworkPortExhausted, "EADDRNOTAVAIL", event.ProcessLinuxCgroup, "/"),
-			"CRITICAL  port_exhausted          api[4711]               → 10.0.0.7:5432 EADDRNOTAVAIL"},
-		{"held back", connection(event.KindNetworkConnectionRefused, "ECONNREFUSED", event.TapioSuppressed, "12"),
-			"ERROR     connection_refused      api[4711]               → 10.0.0.7:5432 ECONNREFUSED (+12 held back)"},
-		{"spike starts", connection(event.KindNetworkRTTSpike, "", event.TapioRTTPhase, event.RTTPhaseStart, event.TapioRTTCurrentMs, "61.500", event.TapioRTTBaselineMs, "1.200"),
-			"WARNING   rtt_spike               api[4711]               → 10.0.0.7:5432 round trip takes 61.500 ms, normal is 1.200 ms"},
-		{"spike of a peer that is not known yet", connection(event.KindNetworkRTTSpike, "", event.TapioRTTPhase, event.RTTPhaseStart, event.TapioRTTCurrentMs, "750.000"),
-			"WARNING   rtt_spike               api[4711]               → 10.0.0.7:5432 round trip takes 750.000 ms"},
-		{"spike ends", connection(event.KindNetworkRTTSpike, "", event.TapioRTTPhase, event.RTTPhaseEnd, event.TapioRTTCurrentMs, "1.300", event.TapioRTTWorstMs, "98.765",
-			event.TapioRTTDurationS, "12.345", event.TapioRTTEndedBy, event.RTTEndedByRecovered),
-			"WARNING   rtt_spike               api[4711]               → 10.0.0.7:5432 round trip was slow for 12.345 s, worst 98.765 ms, now 1.300 ms (recovered)"},
-		{"retransmits", connection(event.KindNetworkRetransmitSpike, "", event.TapioRetransmitCount, "12", event.TapioRetransmitWindowMs, "4200.000"),
-			"WARNING   retransmit_spike        api[4711]               → 10.0.0.7:5432 12 segments sent again in 4.2 s"},
-		{"exit", process(newEvent(event.KindContainerExitError, event.ProcessExitCode, "3", event.TapioProcessRuntimeS, "1.234", event.TapioProcessParentName, "sh", event.ProcessParentPID, "4000")),
-			"ERROR     exit_error              api[4711]               exit code 3 after 1.234 s, child of sh[4000]"},
-		{"crash of a container", process(newEvent(event.KindContainerExitError, event.ProcessExitCode, "0", event.TapioProcessSignal, "SIGSEGV", event.TapioProcessCoreDumped, "true",
-			event.TapioProcessContainerInit, "true", event.TapioProcessRuntimeS, "0.010")),
-			"ERROR     exit_error              api[4711]               killed by SIGSEGV (core dumped) after 0.010 s, its container ended"},
-		{"OOM at a limit", process(newEvent(event.KindContainerOOMKill, event.TapioOOMConstraint, event.OOMConstraintMemcg, event.TapioOOMLimitBytes, "67108864", event.TapioOOMUsageBytes, "67104768",
-			event.TapioOOMCgroup, "/kubepods/x", event.TapioOOMAnonBytes, "62914560", event.TapioOOMFileBytes, "1048576", event.TapioOOMShmemBytes, "0",
-			event.TapioOOMTriggerName, "helper", event.TapioOOMTriggerPID, "4712")),
-			"CRITICAL  oom_kill                api[4711]               killed at the memory limit of 64 MiB, used 64 MiB in /kubepods/x; held anon 60 MiB, file 1 MiB, shmem 0 B; helper[4712] asked for the last page"},
-		{"OOM of the node", process(newEvent(event.KindContainerOOMKill, event.TapioOOMConstraint, event.OOMConstraintSystem, event.TapioOOMTriggerName, "api", event.TapioOOMTriggerPID, "4711")),
-			"CRITICAL  oom_kill                api[4711]               killed: the node is out of memory"},
-		{"OOM of nobody knows what", newEvent(event.KindContainerOOMKill, event.ProcessPID, "4711"),
-			"CRITICAL  oom_kill                [4711]                  killed for want of memory"},
-		{"signal", newEvent(event.KindAgentSignalUnavailable, event.TapioSignal, "oom", event.TapioReason, "no such tracepoint"),
-			"WARNING   signal_unavailable      -                       oom: no such tracepoint"},
-		{"name without a number", newEvent(event.KindAgentGap, event.ProcessExecutableName, "tapio", event.TapioReason, "restarted"),
-			"WARNING   gap                     tapio                   restarted"},
-		{"nothing known", &eventv1.Event{TimestampUnixNs: at.UnixNano(), EventType: "odd"},
-			"-         odd                     -"},
+		{
+			"refused", inState(connection(event.KindNetworkConnectionRefused, "ECONNREFUSED", event.TapioNetworkElapsedMs, "1.500", event.ContainerID, containerID), "SYN_SENT"),
+			"ERROR     connection_refused      api[4711]               → 10.0.0.7:5432 ECONNREFUSED after 1.5 ms  container 0123456789ab",
+		},
+		{
+			"timeout", connection(event.KindNetworkConnectionTimeout, "timeout", event.TapioNetworkElapsedMs, "130000", event.K8sPodName, "web-0", event.K8sNamespaceName, "shop"),
+			"ERROR     connection_timeout      api[4711]               → 10.0.0.7:5432 timeout after 2m10s  pod shop/web-0",
+		},
+		{
+			"unreachable over IPv6", connection(event.KindNetworkConnectionUnreachable, "EHOSTUNREACH", event.NetworkPeerAddress, "fd00::7", event.ProcessLinuxCgroup, "/user.slice"),
+			"ERROR     connection_unreachable  api[4711]               → [fd00::7]:5432 EHOSTUNREACH  cgroup /user.slice",
+		},
+		{
+			"reset as a server", inState(connection(event.KindNetworkConnectionReset, "ECONNRESET", event.TapioNetworkRole, event.RoleServer, event.NetworkPeerPort, "51234", event.TapioServiceUnit, "nginx.service"), "ESTABLISHED"),
+			"WARNING   connection_reset        api[4711]               ← 10.0.0.7:51234 (on port 8080) ECONNRESET in ESTABLISHED  nginx.service",
+		},
+		{
+			"no port", connection(event.KindNetworkPortExhausted, "EADDRNOTAVAIL", event.ProcessLinuxCgroup, "/"),
+			"CRITICAL  port_exhausted          api[4711]               → 10.0.0.7:5432 EADDRNOTAVAIL",
+		},
+		{
+			"held back", connection(event.KindNetworkConnectionRefused, "ECONNREFUSED", event.TapioSuppressed, "12"),
+			"ERROR     connection_refused      api[4711]               → 10.0.0.7:5432 ECONNREFUSED (+12 held back)",
+		},
+		{
+			"spike starts", connection(event.KindNetworkRTTSpike, "", event.TapioRTTPhase, event.RTTPhaseStart, event.TapioRTTCurrentMs, "61.500", event.TapioRTTBaselineMs, "1.200"),
+			"WARNING   rtt_spike               api[4711]               → 10.0.0.7:5432 round trip takes 61.500 ms, normal is 1.200 ms",
+		},
+		{
+			"spike of a peer that is not known yet", connection(event.KindNetworkRTTSpike, "", event.TapioRTTPhase, event.RTTPhaseStart, event.TapioRTTCurrentMs, "750.000"),
+			"WARNING   rtt_spike               api[4711]               → 10.0.0.7:5432 round trip takes 750.000 ms",
+		},
+		{
+			"spike ends", connection(event.KindNetworkRTTSpike, "", event.TapioRTTPhase, event.RTTPhaseEnd, event.TapioRTTCurrentMs, "1.300", event.TapioRTTWorstMs, "98.765",
+				event.TapioRTTDurationS, "12.345", event.TapioRTTEndedBy, event.RTTEndedByRecovered),
+			"WARNING   rtt_spike               api[4711]               → 10.0.0.7:5432 round trip was slow for 12.345 s, worst 98.765 ms, now 1.300 ms (recovered)",
+		},
+		{
+			"retransmits", connection(event.KindNetworkRetransmitSpike, "", event.TapioRetransmitCount, "12", event.TapioRetransmitWindowMs, "4200.000"),
+			"WARNING   retransmit_spike        api[4711]               → 10.0.0.7:5432 12 segments sent again in 4.2 s",
+		},
+		{
+			"exit", process(newEvent(event.KindContainerExitError, event.ProcessExitCode, "3", event.TapioProcessRuntimeS, "1.234", event.TapioProcessParentName, "sh", event.ProcessParentPID, "4000")),
+			"ERROR     exit_error              api[4711]               exit code 3 after 1.234 s, child of sh[4000]",
+		},
+		{
+			"crash of a container", process(newEvent(event.KindContainerExitError, event.ProcessExitCode, "0", event.TapioProcessSignal, "SIGSEGV", event.TapioProcessCoreDumped, "true",
+				event.TapioProcessContainerInit, "true", event.TapioProcessRuntimeS, "0.010")),
+			"ERROR     exit_error              api[4711]               killed by SIGSEGV (core dumped) after 0.010 s, its container ended",
+		},
+		{
+			"OOM at a limit", process(newEvent(event.KindContainerOOMKill, event.TapioOOMConstraint, event.OOMConstraintMemcg, event.TapioOOMLimitBytes, "67108864", event.TapioOOMUsageBytes, "67104768",
+				event.TapioOOMCgroup, "/kubepods/x", event.TapioOOMAnonBytes, "62914560", event.TapioOOMFileBytes, "1048576", event.TapioOOMShmemBytes, "0",
+				event.TapioOOMTriggerName, "helper", event.TapioOOMTriggerPID, "4712")),
+			"CRITICAL  oom_kill                api[4711]               killed at the memory limit of 64 MiB, used 64 MiB in /kubepods/x; held anon 60 MiB, file 1 MiB, shmem 0 B; helper[4712] asked for the last page",
+		},
+		{
+			"OOM of the node", process(newEvent(event.KindContainerOOMKill, event.TapioOOMConstraint, event.OOMConstraintSystem, event.TapioOOMTriggerName, "api", event.TapioOOMTriggerPID, "4711")),
+			"CRITICAL  oom_kill                api[4711]               killed: the node is out of memory",
+		},
+		{
+			"OOM of nobody knows what", newEvent(event.KindContainerOOMKill, event.ProcessPID, "4711"),
+			"CRITICAL  oom_kill                [4711]                  killed for want of memory",
+		},
+		{
+			"signal", newEvent(event.KindAgentSignalUnavailable, event.TapioSignal, "oom", event.TapioReason, "no such tracepoint"),
+			"WARNING   signal_unavailable      -                       oom: no such tracepoint",
+		},
+		{
+			"name without a number", newEvent(event.KindAgentGap, event.ProcessExecutableName, "tapio", event.TapioReason, "restarted"),
+			"WARNING   gap                     tapio                   restarted",
+		},
+		{
+			"nothing known", &eventv1.Event{TimestampUnixNs: at.UnixNano(), EventType: "odd"},
+			"-         odd                     -",
+		},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -88,7 +88,7 @@ the environment over the file.`,
 	f.StringSliceVar(&o.observers, "observer", agent.Observers(), "what to observe")
 	f.StringSliceVar(&o.exitScope, "exit-scope", []string{"containers", "services"}, "whose failed processes to tell: all, containers, services")
 	f.StringVar(&o.output, "output", string(agent.Text), "how to write events to standard output: text, json or none")
-	f.StringVar(&o.color, "color", "auto", "colours of the text output: auto, always or never")
+	f.StringVar(&o.color, "color", "auto", "colors of the text output: auto, always or never")
 	f.StringVar(&o.listen, "listen", "127.0.0.1:9465", "address of /healthz, /readyz and /metrics; empty for none")
 	f.TextVar(&o.logLevel, "log-level", level{slog.LevelInfo}, "least severe log to write to standard error: debug, info, warn or error")
 	f.TextVar(&o.logFormat, "log-format", telemetry.Text, "format of the logs: text or json")
@@ -101,6 +101,7 @@ the environment over the file.`,
 // level is a slog.Level that says what is allowed.
 type level struct{ slog.Level }
 
+// UnmarshalText accepts what slog does.
 func (l *level) UnmarshalText(text []byte) error {
 	if err := l.Level.UnmarshalText(text); err != nil {
 		return fmt.Errorf("log level %q, want debug, info, warn or error", text)

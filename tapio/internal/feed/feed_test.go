@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -173,9 +174,8 @@ func TestPanicOfOneHandler(t *testing.T) {
 	n := open(t)
 	var faults []error
 	bad := subscriber(func([]byte) (*eventv1.Event, uint64, error) {
-		var nothing map[string]string
-		nothing["x"] = "y"
-		return nil, 1, nil
+		_, err := tcp.Decode([]byte(strings.Repeat("x", -1)))
+		return nil, 1, err
 	}, bpf.OOMKill)
 	bad.Fault = func(err error) { faults = append(faults, err) }
 	n.Subscribe(bad)
@@ -185,7 +185,7 @@ func TestPanicOfOneHandler(t *testing.T) {
 	n.send(bpf.RTT, 1)
 	assert.Equal(t, []string{"good", "good"}, n.sent)
 	require.Len(t, faults, 1)
-	assert.ErrorContains(t, faults[0], "handler panicked: assignment to entry in nil map")
+	assert.ErrorContains(t, faults[0], "handler panicked: strings: negative Repeat count")
 	assert.Contains(t, n.log.String(), "signal=oom/kill")
 }
 
