@@ -211,11 +211,17 @@ static __always_inline void map_v4(__u8 *to, __be32 address)
 	words[3] = address;
 }
 
-static __always_inline struct listener_key listener_key(struct sock *sk)
+/* Our port. Not skc_num, which is given back before the last change of state. */
+static __always_inline __u16 local_port(struct tcp_sock *tp)
+{
+	return __builtin_bswap16(tp->inet_conn.icsk_inet.inet_sport);
+}
+
+static __always_inline struct listener_key listener_key(struct sock *sk, __u16 port)
 {
 	struct listener_key key = {
 		.net = (__u64)sk->__sk_common.skc_net.net,
-		.port = sk->__sk_common.skc_num,
+		.port = port,
 	};
 	return key;
 }
@@ -250,21 +256,21 @@ static __always_inline struct recent *known(struct sock *sk)
  * role_of a socket: as noted, or where nobody saw it being made (it is older
  * than the agent) the side with the lower port is the service.
  */
-static __always_inline __u32 role_of(struct sock *sk, const struct recent *r,
+static __always_inline __u32 role_of(struct tcp_sock *tp, struct sock *sk, const struct recent *r,
 				     const struct connection *c)
 {
 	if (c)
 		return c->role;
 	if (r)
 		return r->server ? ROLE_SERVER : ROLE_CLIENT;
-	return sk->__sk_common.skc_num <= __builtin_bswap16(sk->__sk_common.skc_dport) ?
-		       ROLE_SERVER :
-		       ROLE_CLIENT;
+	return local_port(tp) <= __builtin_bswap16(sk->__sk_common.skc_dport) ? ROLE_SERVER :
+										  ROLE_CLIENT;
 }
 
 /* identify fills in whose socket this is. */
-static __always_inline void identify(struct sock *sk, __u32 role, const struct recent *r,
-				     const struct connection *c, struct owner *o)
+static __always_inline void identify(struct tcp_sock *tp, struct sock *sk, __u32 role,
+				     const struct recent *r, const struct connection *c,
+				     struct owner *o)
 {
 	__builtin_memset(o, 0, sizeof(*o));
 	if (c) {
@@ -272,7 +278,7 @@ static __always_inline void identify(struct sock *sk, __u32 role, const struct r
 		return;
 	}
 	if (role == ROLE_SERVER) {
-		struct listener_key key = listener_key(sk);
+		struct listener_key key = listener_key(sk, local_port(tp));
 		struct owner *listener = bpf_map_lookup_elem(&listeners, &key);
 
 		if (listener)
@@ -284,12 +290,13 @@ static __always_inline void identify(struct sock *sk, __u32 role, const struct r
 	o->cgroup_id = sock_cgroup(sk);
 }
 
-static __always_inline void peer_key(struct sock *sk, __u32 role, struct peer_key *key)
+static __always_inline void peer_key(struct tcp_sock *tp, struct sock *sk, __u32 role,
+				     struct peer_key *key)
 {
 	key->cgroup_id = sock_cgroup(sk);
 	key->hierarchy = 0;
 	key->role = role;
-	key->port = role == ROLE_SERVER ? sk->__sk_common.skc_num :
+	key->port = role == ROLE_SERVER ? local_port(tp) :
 					  __builtin_bswap16(sk->__sk_common.skc_dport);
 	if (sk->__sk_common.skc_family == AF_INET6) {
 		__u32 *to = (__u32 *)key->address;
@@ -317,7 +324,7 @@ static __always_inline void fill(struct tcp_event *e, struct sock *sk, struct tc
 	} else {
 		map_v4(e->local_address, sk->__sk_common.skc_rcv_saddr);
 	}
-	e->local_port = sk->__sk_common.skc_num;
+	e->local_port = local_port(tp);
 	e->peer_port = __builtin_bswap16(sk->__sk_common.skc_dport);
 	e->family = sk->__sk_common.skc_family;
 	e->kind = kind;
@@ -338,20 +345,21 @@ static __always_inline void fill(struct tcp_event *e, struct sock *sk, struct tc
 static __noinline void tell_failure(struct sock *sk, const struct recent *r,
 				    const struct connection *c, __u32 signal, __u32 state)
 {
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	__u32 role = role_of(sk, r, c);
 	__u64 now = bpf_ktime_get_ns(), since = c ? c->since_ns : r ? r->since_ns : 0;
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	struct peer_key key = {};
 	struct tcp_event *e;
 	struct owner o;
 
 	if (!tp)
 		return;
-	identify(sk, role, r, c, &o);
+	__u32 role = role_of(tp, sk, r, c);
+
+	identify(tp, sk, role, r, c, &o);
 	e = RESERVE(struct tcp_event, signal, 1, &o, now);
 	if (!e)
 		return;
-	peer_key(sk, role, &key);
+	peer_key(tp, sk, role, &key);
 	fill(e, sk, tp, &key, TCP_EVENT_FAILURE, state);
 	e->error = sk->sk_err;
 	if (since)
@@ -469,7 +477,7 @@ static __noinline void judge(struct sock *sk, struct peer *p, const struct peer_
 		p->bad = 0;
 	}
 
-	identify(sk, key->role, known(sk), c, &o);
+	identify(tp, sk, key->role, known(sk), c, &o);
 	struct tcp_event *e = RESERVE(struct tcp_event, SIGNAL_RTT, 1, &o, now);
 
 	if (!e)
@@ -488,15 +496,16 @@ nothing:
 }
 
 /* sample takes one smoothed round-trip time: learns from it when it is fine. */
-static __always_inline void sample(struct sock *sk, __u32 rtt, __u32 role,
+static __always_inline void sample(struct sock *sk, struct tcp_sock *tp, __u32 role,
 				   const struct connection *c, bool closing)
 {
+	__u32 rtt = tp->srtt_us >> 3;
 	struct peer_key key = {};
 	struct peer *p;
 
 	if (!rtt)
 		return;
-	peer_key(sk, role, &key);
+	peer_key(tp, sk, role, &key);
 	p = peer_of(&key);
 	if (!p)
 		return;
@@ -510,7 +519,7 @@ static __always_inline void sample(struct sock *sk, __u32 rtt, __u32 role,
 
 static __always_inline int listening(struct sock *sk)
 {
-	struct listener_key key = listener_key(sk);
+	struct listener_key key = listener_key(sk, sk->__sk_common.skc_num);
 	struct owner o = { .cgroup_id = sock_cgroup(sk),
 			   .pid = bpf_get_current_pid_tgid() >> 32 };
 
@@ -558,12 +567,13 @@ static __always_inline int established(struct sock *sk, int from)
 			role = ROLE_SERVER;
 		}
 	}
-	sample(sk, tp->srtt_us >> 3, role, NULL, false);
+	sample(sk, tp, role, NULL, false);
 	return 0;
 }
 
 /* Why a connect failed. */
-static __always_inline __u32 connect_failure(struct sock *sk, const struct recent *r)
+static __always_inline __u32 connect_failure(struct sock *sk, struct tcp_sock *tp,
+					     const struct recent *r)
 {
 	switch (sk->sk_err) {
 	case ECONNREFUSED:
@@ -576,7 +586,7 @@ static __always_inline __u32 connect_failure(struct sock *sk, const struct recen
 		return SIGNAL_CONNECT_ABANDONED;
 	case 0:
 		/* No local port was left, or the application closed it. */
-		if (!sk->__sk_common.skc_num)
+		if (!local_port(tp))
 			return SIGNAL_CONNECT_NO_PORT;
 		if (r && bpf_ktime_get_ns() - r->since_ns >= abandoned_ns)
 			return SIGNAL_CONNECT_TIMEOUT;
@@ -594,14 +604,14 @@ static __always_inline __u32 connection_failure(struct sock *sk, int state)
 	switch (sk->sk_err) {
 	case ECONNRESET:
 	case EPIPE:
-		return open ? SIGNAL_RESET_BY_PEER : SIGNAL_RESET_AFTER_CLOSE;
+		return open ? SIGNAL_RESET_BY_PEER : SIGNAL_PEER_LOST_LATE;
 	case ETIMEDOUT:
-		return SIGNAL_PEER_TIMEOUT;
+		return open ? SIGNAL_PEER_TIMEOUT : SIGNAL_PEER_LOST_LATE;
 	case ENETDOWN:
 	case ENETUNREACH:
 	case EHOSTDOWN:
 	case EHOSTUNREACH:
-		return SIGNAL_PEER_UNREACHABLE;
+		return open ? SIGNAL_PEER_UNREACHABLE : SIGNAL_PEER_LOST_LATE;
 	}
 	/* The application itself cut it short: SO_LINGER, unread data. */
 	return open ? SIGNAL_RESET_BY_US : SIGNAL_COUNT;
@@ -609,33 +619,29 @@ static __always_inline __u32 connection_failure(struct sock *sk, int state)
 
 static __always_inline int closed(struct sock *sk, int from)
 {
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct connection *c = NULL;
 	__u64 id = (__u64)sk;
+	struct recent *r;
+	__u32 signal;
 
-	if (from == TCP_CLOSE || from == TCP_SYN_RECV)
+	if (!tp || from == TCP_CLOSE || from == TCP_SYN_RECV)
 		return 0;
 	if (from == TCP_LISTEN) {
-		struct listener_key key = listener_key(sk);
+		struct listener_key key = listener_key(sk, local_port(tp));
 
 		bpf_map_delete_elem(&listeners, &key);
 		return 0;
 	}
-
-	struct recent *r = known(sk);
-	struct connection *c = NULL;
-	__u32 signal;
-
+	r = known(sk);
 	if (from == TCP_SYN_SENT) {
-		signal = connect_failure(sk, r);
+		signal = connect_failure(sk, tp, r);
 	} else {
-		struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-
-		if (!tp)
-			return 0;
 		if (!r || r->watched)
 			c = bpf_map_lookup_elem(&connections, &id);
 		/* Below the floor it cannot be bad, and others teach the baseline. */
 		if (tp->srtt_us >> 3 > rtt_floor_us)
-			sample(sk, tp->srtt_us >> 3, role_of(sk, r, c), c, true);
+			sample(sk, tp, role_of(tp, sk, r, c), c, true);
 		signal = connection_failure(sk, from);
 	}
 	switch (signal) {
@@ -643,7 +649,7 @@ static __always_inline int closed(struct sock *sk, int from)
 		break;
 	case SIGNAL_CONNECT_ABANDONED:
 	case SIGNAL_RESET_BY_US:
-	case SIGNAL_RESET_AFTER_CLOSE:
+	case SIGNAL_PEER_LOST_LATE:
 		normal(signal, 1);
 		break;
 	default:
@@ -675,7 +681,7 @@ int BPF_PROG(set_state, struct sock *sk, int from, int to)
 }
 
 /* watch returns the entry of a connection that lives on, made now if need be. */
-static __always_inline struct connection *watch(struct sock *sk)
+static __always_inline struct connection *watch(struct sock *sk, struct tcp_sock *tp)
 {
 	__u64 id = (__u64)sk;
 	struct connection *c = bpf_map_lookup_elem(&connections, &id);
@@ -685,8 +691,8 @@ static __always_inline struct connection *watch(struct sock *sk)
 	struct connection fresh = {};
 	struct recent *r = known(sk);
 
-	fresh.role = role_of(sk, r, NULL);
-	identify(sk, fresh.role, r, NULL, &fresh.owner);
+	fresh.role = role_of(tp, sk, r, NULL);
+	identify(tp, sk, fresh.role, r, NULL, &fresh.owner);
 	if (r) {
 		fresh.since_ns = r->since_ns;
 		r->watched = 1;
@@ -711,13 +717,13 @@ int BPF_PROG(probe, struct sock *sk)
 	if ((__u32)bpf_jiffies64() >> 8 == tp->rcv_tstamp >> 8)
 		return 0;
 
-	struct connection *c = watch(sk);
+	struct connection *c = watch(sk, tp);
 	__u64 now = bpf_ktime_get_ns();
 
 	if (!c || now - c->sampled_ns < SECOND)
 		return 0;
 	c->sampled_ns = now;
-	sample(sk, tp->srtt_us >> 3, c->role, c, false);
+	sample(sk, tp, c->role, c, false);
 	return 0;
 }
 
@@ -729,13 +735,20 @@ int BPF_PROG(retransmit, struct sock *sk, struct sk_buff *skb)
 
 	if (!tp)
 		return 0;
-	if (sk->__sk_common.skc_state == TCP_SYN_SENT) {
+	__u32 state = sk->__sk_common.skc_state;
+
+	if (state == TCP_SYN_SENT) {
 		/* Told as a failed connect if it comes to that. */
 		normal(SIGNAL_RETRANSMIT_SYN, segments);
 		return 0;
 	}
+	/* The application has left: nobody waits for what is lost. */
+	if (state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT) {
+		normal(SIGNAL_RETRANSMIT, segments);
+		return 0;
+	}
 
-	struct connection *c = watch(sk);
+	struct connection *c = watch(sk, tp);
 	struct peer_key key = {};
 	struct tcp_event *e;
 	__u64 now = bpf_ktime_get_ns();
@@ -745,7 +758,7 @@ int BPF_PROG(retransmit, struct sock *sk, struct sk_buff *skb)
 		goto normal;
 	if (now - c->sampled_ns >= SECOND) {
 		c->sampled_ns = now;
-		sample(sk, tp->srtt_us >> 3, c->role, c, false);
+		sample(sk, tp, c->role, c, false);
 	}
 	if (now - c->window_ns > BURST_WINDOW_NS) {
 		c->window_ns = now;
@@ -754,12 +767,13 @@ int BPF_PROG(retransmit, struct sock *sk, struct sk_buff *skb)
 	}
 	c->window_retransmits += segments;
 
-	bool stalled = tp->inet_conn.icsk_retransmits >= STALLED_RETRANSMITS;
+	__u32 unanswered = tp->inet_conn.icsk_retransmits;
+	bool stalled = unanswered >= STALLED_RETRANSMITS;
 	bool burst = now - c->window_ns >= BURST_JUDGE_NS &&
 		     c->window_retransmits >= BURST_RETRANSMITS &&
 		     c->window_retransmits * BURST_SHARE >= tp->segs_out - c->window_segments;
 
-	peer_key(sk, c->role, &key);
+	peer_key(tp, sk, c->role, &key);
 	p = peer_of(&key);
 	if (!p)
 		goto normal;
@@ -774,7 +788,8 @@ int BPF_PROG(retransmit, struct sock *sk, struct sk_buff *skb)
 		return 0;
 	fill(e, sk, tp, &key, TCP_EVENT_RETRANSMIT, sk->__sk_common.skc_state);
 	e->segments = segments;
-	e->retransmits = c->window_retransmits;
+	/* Some may be older than the window, or than the agent. */
+	e->retransmits = c->window_retransmits > unanswered ? c->window_retransmits : unanswered;
 	e->duration_ns = now - c->window_ns;
 	submit(e, SIGNAL_RETRANSMIT, segments, now, false);
 	return 0;

@@ -93,7 +93,7 @@ func (o *Observer) handle(record []byte) (*eventv1.Event, uint64, error) {
 		e.Metadata[event.TapioRetransmitCount] = strconv.FormatUint(uint64(t.Retransmits), 10)
 		e.Metadata[event.TapioRetransmitWindowMs] = milliseconds(time.Duration(t.DurationNs))
 	default:
-		e.Metadata[event.ErrorType] = errorType(t.Error)
+		e.Metadata[event.ErrorType] = errorType(t)
 		if t.DurationNs > 0 {
 			e.Metadata[event.TapioNetworkElapsedMs] = milliseconds(time.Duration(t.DurationNs))
 		}
@@ -247,14 +247,20 @@ func (o *Observer) Stop() {
 
 func address(a [16]byte) netip.Addr { return netip.AddrFrom16(a).Unmap() }
 
-func errorType(errno uint32) string {
+// errorType names the cause of a failure. The kernel stores no error where the
+// application gave up, nor where it had no port to give.
+func errorType(t *tcp.Event) string {
+	errno := syscall.Errno(t.Error)
+	if bpf.Signal(t.Head.Signal) == bpf.ConnectNoPort {
+		errno = unix.EADDRNOTAVAIL
+	}
 	if errno == 0 {
 		return event.ErrorTypeTimeout
 	}
-	if name := unix.ErrnoName(syscall.Errno(errno)); name != "" {
+	if name := unix.ErrnoName(errno); name != "" {
 		return name
 	}
-	return "errno " + strconv.FormatUint(uint64(errno), 10)
+	return "errno " + strconv.Itoa(int(errno))
 }
 
 func stateName(state uint8) string {
