@@ -18,6 +18,10 @@ const (
 	tick = time.Second
 )
 
+// busy is after how many records in a row the reader looks up: a ring that is
+// filled as fast as it is read is never empty.
+const busy = 256
+
 // Reader reads the records of all signals from the shared ring, in the order
 // in which they were made. One goroutine may use it.
 type Reader struct {
@@ -42,28 +46,38 @@ func (r *Reader) Run(ctx context.Context, record func([]byte), idle func()) erro
 	defer stop()
 	next := time.Now().Add(tick)
 	r.ring.SetDeadline(next)
-	found := false
+	found := 0 // records since the last look
 	for {
 		err := r.ring.ReadInto(&r.rec)
 		switch {
 		case err == nil:
-			if !found {
-				found = true
+			if found == 0 {
 				r.ring.SetDeadline(time.Now().Add(look))
 			}
+			found++
 			record(r.rec.RawSample)
+			if found%busy != 0 {
+				continue
+			}
+			if ctx.Err() != nil {
+				return r.Drain(record)
+			}
+			if now := time.Now(); !now.Before(next) {
+				next = now.Add(tick)
+				idle()
+			}
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			now := time.Now()
 			if !now.Before(next) {
 				next = now.Add(tick)
 				idle()
 			}
-			if found {
+			if found > 0 {
 				r.ring.SetDeadline(now.Add(look))
 			} else {
 				r.ring.SetDeadline(next)
 			}
-			found = false
+			found = 0
 		case errors.Is(err, ringbuf.ErrFlushed):
 			if ctx.Err() != nil {
 				return nil
@@ -74,12 +88,14 @@ func (r *Reader) Run(ctx context.Context, record func([]byte), idle func()) erro
 	}
 }
 
-// Drain hands over what the ring holds now and returns.
+// Drain hands over what the ring holds and returns: after one ring full at the
+// latest, even if more keeps coming.
 func (r *Reader) Drain(record func([]byte)) error {
 	r.ring.SetDeadline(time.Unix(0, 1))
-	for {
+	for left := r.ring.BufferSize(); left > 0; {
 		switch err := r.ring.ReadInto(&r.rec); {
 		case err == nil:
+			left -= ringBytes(r.rec.RawSample)
 			record(r.rec.RawSample)
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, ringbuf.ErrFlushed):
 			return nil
@@ -87,7 +103,12 @@ func (r *Reader) Drain(record func([]byte)) error {
 			return fmt.Errorf("drain the ring buffer: %w", err)
 		}
 	}
+	return nil
 }
+
+// ringBytes returns what a record takes in the ring: a header of 8 bytes goes
+// before it and it ends on a multiple of 8.
+func ringBytes(record []byte) int { return 8 + (len(record)+7)&^7 }
 
 // Close frees the ring's memory map.
 func (r *Reader) Close() error { return r.ring.Close() }

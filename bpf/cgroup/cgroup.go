@@ -28,9 +28,10 @@ func Attach(s *bpf.Shared) (*bpf.Attachment, error) {
 func Decode(record []byte) (*Event, error) { return bpf.View[Event](record) }
 
 // Path copies the path out of the record, from the root of its hierarchy. ok
-// is false when it was too long for the record and is cut off.
+// is false when it was too long for the record and is cut off, or could not be
+// read.
 func Path(e *Event) (path string, ok bool) {
 	b := unsafe.Slice((*byte)(unsafe.Pointer(&e.Path)), len(e.Path))
-	n := min(int(e.Length), len(b))
-	return string(b[:n]), n < len(b)-1
+	n := int(min(e.Length, uint32(len(b))))
+	return string(b[:n]), n > 0 && n < len(b)-1
 }

@@ -152,6 +152,8 @@ func want(flagType string) string {
 		return "a list, each item " + want(list)
 	}
 	switch strings.TrimRight(flagType, "0123456789") {
+	case "": // of pflag's TextVar, where the value's own error tells
+		return "another value"
 	case "string":
 		return "a text"
 	case "bool":

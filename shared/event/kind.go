@@ -114,7 +114,7 @@ var kinds = []Kind{
 		Severity: eventv1.Severity_SEVERITY_ERROR, Outcome: eventv1.Outcome_OUTCOME_FAILURE,
 		Description: "A process ended with a non-zero exit code or by a signal that means a fault.",
 		Data:        DataProcess,
-		Required:    []string{ProcessPID, ProcessExecutableName, ProcessExitCode},
+		Required:    []string{ProcessPID, ProcessExitCode},
 	},
 	{
 		Type:     KindContainerMemoryPressure,
@@ -127,7 +127,7 @@ var kinds = []Kind{
 		Severity: eventv1.Severity_SEVERITY_CRITICAL, Outcome: eventv1.Outcome_OUTCOME_FAILURE,
 		Description: "The kernel killed a process because a memory limit was hit or the node had no memory left.",
 		Data:        DataKernel,
-		Required:    []string{ProcessPID, TapioOOMConstraint},
+		Required:    []string{ProcessPID},
 	},
 	{
 		Type:     KindNetworkConnectionRefused,

@@ -3,6 +3,7 @@ package humanoutput
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -31,16 +32,15 @@ func (s Style) Line(e *eventv1.Event) string {
 		kind = e.GetEventType()
 	}
 	name, color := severity(e.GetSeverity())
-	head := fmt.Sprintf("%-8s", name)
+	name = fmt.Sprintf("%-8s", name)
 	if s.Color && color != "" {
-		head = color + head + reset
+		name = color + name + reset
 	}
-	line := fmt.Sprintf("%s  %s  %-22s  %-22s  %s",
-		time.Unix(0, e.GetTimestampUnixNs()).In(zone).Format("15:04:05.000"), head, kind, who(e), what(e))
+	story := fmt.Sprintf("%-22s  %-22s  %s", kind, who(e), what(e))
 	if held := e.GetMetadata()[event.TapioSuppressed]; held != "" {
-		line += " (+" + held + " held back)"
+		story += " (+" + held + " held back)"
 	}
-	return strings.Map(printable, strings.TrimRight(line, " "))
+	return time.Unix(0, e.GetTimestampUnixNs()).In(zone).Format("15:04:05.000") + "  " + name + "  " + clean(story)
 }
 
 const reset = "\x1b[0m"
@@ -61,15 +61,15 @@ func severity(s eventv1.Severity) (name, color string) {
 	return "-", ""
 }
 
-// printable keeps the escape that starts our own colours and nothing else.
-func printable(r rune) rune {
-	if r == '\x1b' || unicode.IsPrint(r) {
-		return r
-	}
-	return unicode.ReplacementChar
+// clean replaces what a terminal might obey instead of showing it.
+func clean(s string) string {
+	return strings.TrimRight(strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, s), " ")
 }
-
-func clean(s string) string { return strings.ReplaceAll(s, "\x1b", string(unicode.ReplacementChar)) }
 
 func who(e *eventv1.Event) string {
 	m := e.GetMetadata()
@@ -78,9 +78,9 @@ func who(e *eventv1.Event) string {
 	case name == "" && pid == "":
 		return "-"
 	case pid == "":
-		return clean(name)
+		return name
 	}
-	return clean(name) + "[" + clean(pid) + "]"
+	return name + "[" + pid + "]"
 }
 
 // what tells the evidence, then the place.
@@ -90,7 +90,7 @@ func what(e *eventv1.Event) string {
 	switch e.GetEventType() {
 	case event.KindNetworkConnectionRefused, event.KindNetworkConnectionTimeout,
 		event.KindNetworkConnectionUnreachable, event.KindNetworkConnectionReset, event.KindNetworkPortExhausted:
-		text := m.peer() + " " + m.get(event.ErrorType)
+		text := m.peer() + " " + m[event.ErrorType]
 		if ms := m.number(event.TapioNetworkElapsedMs); ms > 0 {
 			text += " after " + Duration(time.Duration(ms*float64(time.Millisecond)))
 		}
@@ -101,16 +101,16 @@ func what(e *eventv1.Event) string {
 	case event.KindNetworkRTTSpike:
 		parts = append(parts, m.peer()+" "+m.rtt())
 	case event.KindNetworkRetransmitSpike:
-		parts = append(parts, fmt.Sprintf("%s %s segments sent again in %s", m.peer(), m.get(event.TapioRetransmitCount),
+		parts = append(parts, fmt.Sprintf("%s %s segments sent again in %s", m.peer(), m[event.TapioRetransmitCount],
 			Duration(time.Duration(m.number(event.TapioRetransmitWindowMs)*float64(time.Millisecond)))))
 	case event.KindContainerExitError:
 		parts = append(parts, m.exit())
 	case event.KindContainerOOMKill:
 		parts = append(parts, m.oom())
 	case event.KindAgentSignalUnavailable:
-		parts = append(parts, m.get(event.TapioSignal)+": "+m.get(event.TapioReason))
+		parts = append(parts, m[event.TapioSignal]+": "+m[event.TapioReason])
 	default:
-		if reason := m.get(event.TapioReason); reason != "" {
+		if reason := m[event.TapioReason]; reason != "" {
 			parts = append(parts, reason)
 		}
 	}
@@ -121,8 +121,6 @@ func what(e *eventv1.Event) string {
 }
 
 type metadata map[string]string
-
-func (m metadata) get(key string) string { return clean(m[key]) }
 
 func (m metadata) number(key string) float64 {
 	f, err := strconv.ParseFloat(m[key], 64)
@@ -137,13 +135,13 @@ func (m metadata) peer() string {
 	if m[event.TapioNetworkRole] == event.RoleServer {
 		arrow = "← "
 	}
-	address := m.get(event.NetworkPeerAddress)
+	address := m[event.NetworkPeerAddress]
 	if strings.Contains(address, ":") {
 		address = "[" + address + "]"
 	}
-	peer := arrow + address + ":" + m.get(event.NetworkPeerPort)
+	peer := arrow + address + ":" + m[event.NetworkPeerPort]
 	if m[event.TapioNetworkRole] == event.RoleServer {
-		peer += " (on port " + m.get(event.NetworkLocalPort) + ")"
+		peer += " (on port " + m[event.NetworkLocalPort] + ")"
 	}
 	return peer
 }
@@ -151,26 +149,26 @@ func (m metadata) peer() string {
 func (m metadata) rtt() string {
 	if m[event.TapioRTTPhase] == event.RTTPhaseEnd {
 		return fmt.Sprintf("round trip was slow for %s s, worst %s ms, now %s ms (%s)",
-			m.get(event.TapioRTTDurationS), m.get(event.TapioRTTWorstMs), m.get(event.TapioRTTCurrentMs), m.get(event.TapioRTTEndedBy))
+			m[event.TapioRTTDurationS], m[event.TapioRTTWorstMs], m[event.TapioRTTCurrentMs], m[event.TapioRTTEndedBy])
 	}
-	text := "round trip takes " + m.get(event.TapioRTTCurrentMs) + " ms"
-	if base := m.get(event.TapioRTTBaselineMs); base != "" {
+	text := "round trip takes " + m[event.TapioRTTCurrentMs] + " ms"
+	if base := m[event.TapioRTTBaselineMs]; base != "" {
 		text += ", normal is " + base + " ms"
 	}
 	return text
 }
 
 func (m metadata) exit() string {
-	text := "exit code " + m.get(event.ProcessExitCode)
-	if signal := m.get(event.TapioProcessSignal); signal != "" {
+	text := "exit code " + m[event.ProcessExitCode]
+	if signal := m[event.TapioProcessSignal]; signal != "" {
 		text = "killed by " + signal
 		if m[event.TapioProcessCoreDumped] == "true" {
 			text += " (core dumped)"
 		}
 	}
-	text += " after " + m.get(event.TapioProcessRuntimeS) + " s"
-	if parent := m.get(event.TapioProcessParentName); parent != "" {
-		text += ", child of " + parent + "[" + m.get(event.ProcessParentPID) + "]"
+	text += " after " + m[event.TapioProcessRuntimeS] + " s"
+	if parent := m[event.TapioProcessParentName]; parent != "" {
+		text += ", child of " + parent + "[" + m[event.ProcessParentPID] + "]"
 	}
 	if m[event.TapioProcessContainerInit] == "true" {
 		text += ", its container ended"
@@ -179,13 +177,16 @@ func (m metadata) exit() string {
 }
 
 func (m metadata) oom() string {
-	text := "killed: the node is out of memory"
-	if m[event.TapioOOMConstraint] == event.OOMConstraintMemcg {
+	text := "killed for want of memory"
+	switch m[event.TapioOOMConstraint] {
+	case event.OOMConstraintSystem:
+		text = "killed: the node is out of memory"
+	case event.OOMConstraintMemcg:
 		text = "killed at the memory limit"
-		if limit := m.get(event.TapioOOMLimitBytes); limit != "" {
+		if limit := m[event.TapioOOMLimitBytes]; limit != "" {
 			text += " of " + Bytes(m.number(event.TapioOOMLimitBytes)) + ", used " + Bytes(m.number(event.TapioOOMUsageBytes))
 		}
-		if group := m.get(event.TapioOOMCgroup); group != "" {
+		if group := m[event.TapioOOMCgroup]; group != "" {
 			text += " in " + group
 		}
 	}
@@ -193,8 +194,8 @@ func (m metadata) oom() string {
 		text += fmt.Sprintf("; held anon %s, file %s, shmem %s", Bytes(m.number(event.TapioOOMAnonBytes)),
 			Bytes(m.number(event.TapioOOMFileBytes)), Bytes(m.number(event.TapioOOMShmemBytes)))
 	}
-	if trigger := m.get(event.TapioOOMTriggerPID); trigger != "" && trigger != m.get(event.ProcessPID) {
-		text += "; " + m.get(event.TapioOOMTriggerName) + "[" + trigger + "] asked for the last page"
+	if trigger := m[event.TapioOOMTriggerPID]; trigger != "" && trigger != m[event.ProcessPID] {
+		text += "; " + m[event.TapioOOMTriggerName] + "[" + trigger + "] asked for the last page"
 	}
 	return text
 }
@@ -203,54 +204,54 @@ func (m metadata) oom() string {
 func (m metadata) place() string {
 	switch {
 	case m[event.K8sPodName] != "":
-		return "pod " + m.get(event.K8sNamespaceName) + "/" + m.get(event.K8sPodName)
+		return "pod " + m[event.K8sNamespaceName] + "/" + m[event.K8sPodName]
 	case m[event.ContainerID] != "":
-		id := m.get(event.ContainerID)
+		id := m[event.ContainerID]
 		return "container " + id[:min(12, len(id))]
 	case m[event.TapioServiceUnit] != "":
-		return m.get(event.TapioServiceUnit)
+		return m[event.TapioServiceUnit]
 	case m[event.ProcessLinuxCgroup] != "" && m[event.ProcessLinuxCgroup] != "/":
-		return "cgroup " + m.get(event.ProcessLinuxCgroup)
+		return "cgroup " + m[event.ProcessLinuxCgroup]
 	}
 	return ""
 }
 
-// Bytes writes a size with the largest binary unit that leaves a figure of at
-// least one, and exactly when that is possible.
+// Bytes writes a size with one decimal at the most, in the largest binary unit
+// of which it is at least one.
 func Bytes(n float64) string {
 	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
 	i := 0
-	for n >= 1024 && i < len(units)-1 {
+	for round(n) >= 1024 && i < len(units)-1 {
 		n /= 1024
 		i++
 	}
-	return strconv.FormatFloat(roundTo(n, 10), 'f', -1, 64) + " " + units[i]
+	return strconv.FormatFloat(round(n), 'f', -1, 64) + " " + units[i]
 }
 
-// Duration writes a duration with three significant digits at the most.
+func round(f float64) float64 { return math.Round(f*10) / 10 }
+
+// Duration writes a duration with three significant digits, and to the second
+// from two minutes on.
 func Duration(d time.Duration) string {
-	switch {
-	case d < time.Microsecond:
-		return strconv.FormatInt(int64(d), 10) + " ns"
-	case d < time.Millisecond:
-		return figure(float64(d)/float64(time.Microsecond)) + " µs"
-	case d < time.Second:
-		return figure(float64(d)/float64(time.Millisecond)) + " ms"
-	case d < 2*time.Minute:
-		return figure(d.Seconds()) + " s"
+	for step := time.Duration(1); step <= time.Second; step *= 10 {
+		if d.Abs() < 1000*step {
+			d = d.Round(step)
+			break
+		}
+	}
+	switch size := d.Abs(); {
+	case size < time.Microsecond:
+		return in(d, time.Nanosecond) + " ns"
+	case size < time.Millisecond:
+		return in(d, time.Microsecond) + " µs"
+	case size < time.Second:
+		return in(d, time.Millisecond) + " ms"
+	case size < 2*time.Minute:
+		return in(d, time.Second) + " s"
 	}
 	return d.Round(time.Second).String()
 }
 
-func figure(f float64) string {
-	per := 100.0
-	if f >= 10 {
-		per = 10
-	}
-	if f >= 100 {
-		per = 1
-	}
-	return strconv.FormatFloat(roundTo(f, per), 'f', -1, 64)
+func in(d, unit time.Duration) string {
+	return strconv.FormatFloat(float64(d)/float64(unit), 'f', -1, 64)
 }
-
-func roundTo(f, per float64) float64 { return float64(int64(f*per+0.5)) / per }

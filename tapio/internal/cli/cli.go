@@ -47,7 +47,7 @@ type options struct {
 	output    string
 	color     string
 	listen    string
-	logLevel  slog.Level
+	logLevel  level
 	logFormat telemetry.Format
 	cgroupFS  string
 	procFS    string
@@ -90,12 +90,22 @@ the environment over the file.`,
 	f.StringVar(&o.output, "output", string(agent.Text), "how to write events to standard output: text, json or none")
 	f.StringVar(&o.color, "color", "auto", "colours of the text output: auto, always or never")
 	f.StringVar(&o.listen, "listen", "127.0.0.1:9465", "address of /healthz, /readyz and /metrics; empty for none")
-	f.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "least severe log to write to standard error: debug, info, warn or error")
+	f.TextVar(&o.logLevel, "log-level", level{slog.LevelInfo}, "least severe log to write to standard error: debug, info, warn or error")
 	f.TextVar(&o.logFormat, "log-format", telemetry.Text, "format of the logs: text or json")
 	f.StringVar(&o.cgroupFS, "cgroup-root", "/sys/fs/cgroup", "where the control groups are mounted")
 	f.StringVar(&o.procFS, "proc-root", "/proc", "where procfs is mounted")
 	f.StringVar(&o.config, config.FileFlag, "", "YAML file with flags as keys")
 	return cmd
+}
+
+// level is a slog.Level that says what is allowed.
+type level struct{ slog.Level }
+
+func (l *level) UnmarshalText(text []byte) error {
+	if err := l.Level.UnmarshalText(text); err != nil {
+		return fmt.Errorf("log level %q, want debug, info, warn or error", text)
+	}
+	return nil
 }
 
 // agent checks the flags and makes the agent's configuration of them.
@@ -108,7 +118,7 @@ func (o *options) agent(cmd *cobra.Command, environ []string) (agent.Config, err
 		ProcFS:    o.procFS,
 		Stdout:    cmd.OutOrStdout(),
 		Summary:   cmd.ErrOrStderr(),
-		Log:       telemetry.NewLogger(cmd.ErrOrStderr(), o.logLevel, o.logFormat),
+		Log:       telemetry.NewLogger(cmd.ErrOrStderr(), o.logLevel.Level, o.logFormat),
 	}
 	var errs []error
 	for _, name := range c.Observers {

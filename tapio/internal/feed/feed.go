@@ -208,26 +208,27 @@ func (l Line) Lost() uint64 { return l.RingFull + l.Undecodable + l.Unsent + l.U
 // Accounting returns the books of all signals. What is still in the ring
 // counts as kept.
 func (f *Feed) Accounting() ([]Line, error) {
+	lines := make([]Line, bpf.SignalCount)
+	// Against the way that a record takes: what is read here as scope or lost is
+	// then surely in what is read later as kept, and that never falls below zero.
+	for i := range lines {
+		b, l := &f.books[i], &lines[i]
+		l.Signal = bpf.Signal(i)
+		l.Scope = b.scope.Load()
+		l.Undecodable = b.undecodable.Load()
+		l.Unsent = b.unsent.Load()
+		l.Unclaimed = b.unclaimed.Load()
+		l.Seen = b.made.Load()
+	}
 	counters, err := f.shared.Counters()
 	if err != nil {
 		return nil, err
 	}
-	lines := make([]Line, 0, len(counters))
 	for i, c := range counters {
-		b := &f.books[i]
-		l := Line{
-			Signal:      bpf.Signal(i),
-			Seen:        c.Seen + b.made.Load(),
-			Normal:      c.Normal,
-			Limited:     c.Limited,
-			Scope:       b.scope.Load(),
-			RingFull:    c.Lost,
-			Undecodable: b.undecodable.Load(),
-			Unsent:      b.unsent.Load(),
-			Unclaimed:   b.unclaimed.Load(),
-		}
-		l.Kept = c.Kept + b.made.Load() - l.Scope - l.Undecodable - l.Unsent - l.Unclaimed
-		lines = append(lines, l)
+		l := &lines[i]
+		l.Kept = c.Kept + l.Seen - l.Scope - l.Undecodable - l.Unsent - l.Unclaimed
+		l.Seen += c.Seen
+		l.Normal, l.Limited, l.RingFull = c.Normal, c.Limited, c.Lost
 	}
 	return lines, nil
 }

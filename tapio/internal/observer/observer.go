@@ -110,7 +110,10 @@ func (n *Node) NewEvent(kind string, h *bpf.Head) (*eventv1.Event, owner.Entry) 
 	e := n.Events.New(kind, n.Feed.Time(h.TimeNs), Source)
 	if h.Pid != 0 {
 		e.Metadata[event.ProcessPID] = strconv.FormatUint(uint64(h.Pid), 10)
-		e.Metadata[event.ProcessExecutableName] = Comm(&h.Comm)
+		// A process may have no name.
+		if name := Comm(&h.Comm); name != "" {
+			e.Metadata[event.ProcessExecutableName] = name
+		}
 	}
 	if h.Suppressed > 0 {
 		e.Metadata[event.TapioSuppressed] = strconv.FormatUint(uint64(h.Suppressed), 10)
@@ -120,7 +123,7 @@ func (n *Node) NewEvent(kind string, h *bpf.Head) (*eventv1.Event, owner.Entry) 
 		e.Metadata[event.TapioAttribution] = event.AttributionUnknown
 		return e, who
 	}
-	e.Metadata[event.ProcessLinuxCgroup] = who.Path
+	e.Metadata[event.ProcessLinuxCgroup] = Text(who.Path)
 	if who.ContainerID != "" {
 		e.Metadata[event.ContainerID] = who.ContainerID
 	}
@@ -128,12 +131,15 @@ func (n *Node) NewEvent(kind string, h *bpf.Head) (*eventv1.Event, owner.Entry) 
 		e.Metadata[event.K8sPodUID] = who.PodUID
 	}
 	if who.Unit != "" && who.ContainerID == "" {
-		e.Metadata[event.TapioServiceUnit] = who.Unit
+		e.Metadata[event.TapioServiceUnit] = Text(who.Unit)
 	}
 	return e, who
 }
 
 // Comm returns a process name as valid text: a process may call itself anything.
-func Comm(c *bpf.Comm) string {
-	return strings.ToValidUTF8(bpf.CommString(c), "\uFFFD")
-}
+func Comm(c *bpf.Comm) string { return Text(bpf.CommString(c)) }
+
+// Text replaces what is not UTF-8 in a name that came from the kernel. Whoever
+// may make a process or a cgroup chooses its bytes, and an event with others
+// would be refused.
+func Text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }

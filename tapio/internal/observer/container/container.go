@@ -90,7 +90,7 @@ func (o *Observer) exit(record []byte) (*eventv1.Event, uint64, error) {
 	m[event.ProcessExitCode] = strconv.Itoa(int(x.Code))
 	m[event.ProcessParentPID] = strconv.FormatUint(uint64(x.ParentPid), 10)
 	m[event.TapioProcessParentName] = observer.Comm(&x.ParentComm)
-	m[event.TapioProcessRuntimeS] = strconv.FormatFloat(runtime.Seconds(), 'f', 3, 64)
+	m[event.TapioProcessRuntimeS] = strconv.FormatFloat(float64(x.RuntimeNs)/1e9, 'f', 3, 64)
 	m[event.TapioProcessContainerInit] = strconv.FormatBool(x.ContainerInit != 0)
 	status := int32(x.Code)
 	if x.Signal != 0 {
@@ -124,7 +124,10 @@ func (o *Observer) oomKill(record []byte) (*eventv1.Event, uint64, error) {
 		m[event.TapioOOMFileBytes] = strconv.FormatUint(k.FileBytes, 10)
 		m[event.TapioOOMShmemBytes] = strconv.FormatUint(k.ShmemBytes, 10)
 	}
-	m[event.TapioOOMConstraint] = event.OOMConstraintSystem
+	// Which limit was hit is known by way of the victim only.
+	if k.HasVictim != 0 {
+		m[event.TapioOOMConstraint] = event.OOMConstraintSystem
+	}
 	if k.MemcgId != 0 {
 		m[event.TapioOOMConstraint] = event.OOMConstraintMemcg
 		m[event.TapioOOMUsageBytes] = strconv.FormatUint(k.UsageBytes, 10)
@@ -151,13 +154,14 @@ func (o *Observer) describeMemcg(m map[string]string, k *oom.Event) {
 	if !ok {
 		return
 	}
-	m[event.TapioOOMCgroup] = who.Path
+	m[event.TapioOOMCgroup] = observer.Text(who.Path)
 	if m[event.ContainerID] == "" && who.ContainerID != "" {
 		m[event.ContainerID] = who.ContainerID
 		delete(m, event.TapioAttribution)
 	}
 	if m[event.K8sPodUID] == "" && who.PodUID != "" {
 		m[event.K8sPodUID] = who.PodUID
+		delete(m, event.TapioAttribution)
 	}
 }
 

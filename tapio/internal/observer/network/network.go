@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,15 +29,17 @@ type Observer struct {
 	node    *observer.Node
 	options tcp.Options
 	peer    func(tcp.PeerKey) (tcp.Peer, bool)
-	spikes  map[tcp.PeerKey]*spike
+	spikes  map[tcp.PeerKey]*spike // the last one of each peer
 }
 
-// spike is one that is on. The kernel side tells when it begins and when the
-// peer recovers; that its last connection closed shows only here.
+// spike is one whose end the kernel side has not told. It tells when a spike
+// begins and when the peer recovers; that its last connection closed shows only
+// here.
 type spike struct {
 	startNs uint64
 	start   *tcp.Event
 	over    bool // at the last look; the record that says so may be on its way
+	told    bool // its end, by us; the kernel side may still tell another
 }
 
 // maxSpikes bounds the spikes that are followed at once, about 1 MB; of
@@ -51,7 +54,14 @@ func New(node *observer.Node, options tcp.Options) *Observer {
 // Run observes until ctx is done.
 func (o *Observer) Run(ctx context.Context, ready func()) error {
 	o.spikes = map[tcp.PeerKey]*spike{}
-	o.peer = func(tcp.PeerKey) (tcp.Peer, bool) { return tcp.Peer{}, false }
+	// The first record may be handled before Attach has returned.
+	var attached atomic.Pointer[tcp.Signal]
+	o.peer = func(key tcp.PeerKey) (tcp.Peer, bool) {
+		if s := attached.Load(); s != nil {
+			return s.Peer(key)
+		}
+		return tcp.Peer{}, false
+	}
 	sub := &feed.Subscriber{Handlers: map[bpf.Signal]feed.Handler{}, Idle: o.idle}
 	for s := bpf.ConnectRefused; s <= bpf.RetransmitSYN; s++ {
 		sub.Handlers[s] = o.handle
@@ -61,7 +71,7 @@ func (o *Observer) Run(ctx context.Context, ready func()) error {
 		if err != nil {
 			return nil, fmt.Errorf("watch TCP: %w", err)
 		}
-		o.peer = signal.Peer
+		attached.Store(signal)
 		return []*bpf.Attachment{signal.Attachment}, nil
 	})
 }
@@ -79,10 +89,16 @@ func (o *Observer) handle(record []byte) (*eventv1.Event, uint64, error) {
 	e := o.newEvent(kind, t)
 	switch t.Kind {
 	case tcp.RTTStart:
+		o.supersede(t)
 		o.follow(t)
 		describeSpike(e, t, event.RTTPhaseStart)
 	case tcp.RTTEnd, tcp.RTTSettled:
+		o.supersede(t)
+		s := o.spikes[t.Peer]
 		delete(o.spikes, t.Peer)
+		if s != nil && s.told {
+			return nil, weight, nil
+		}
 		describeSpike(e, t, event.RTTPhaseEnd)
 		e.Metadata[event.TapioRTTEndedBy] = event.RTTEndedByRecovered
 		if t.Kind == tcp.RTTSettled {
@@ -91,11 +107,11 @@ func (o *Observer) handle(record []byte) (*eventv1.Event, uint64, error) {
 	case tcp.Retransmit:
 		e.GetNetwork().RetransmitCount = t.Retransmits
 		e.Metadata[event.TapioRetransmitCount] = strconv.FormatUint(uint64(t.Retransmits), 10)
-		e.Metadata[event.TapioRetransmitWindowMs] = milliseconds(time.Duration(t.DurationNs))
+		e.Metadata[event.TapioRetransmitWindowMs] = milliseconds(t.DurationNs)
 	default:
 		e.Metadata[event.ErrorType] = errorType(t)
 		if t.DurationNs > 0 {
-			e.Metadata[event.TapioNetworkElapsedMs] = milliseconds(time.Duration(t.DurationNs))
+			e.Metadata[event.TapioNetworkElapsedMs] = milliseconds(t.DurationNs)
 		}
 	}
 	return e, weight, nil
@@ -103,7 +119,20 @@ func (o *Observer) handle(record []byte) (*eventv1.Event, uint64, error) {
 
 // kindOf returns the kind of event that a record stands for.
 func kindOf(t *tcp.Event) (string, error) {
-	switch bpf.Signal(t.Head.Signal) {
+	signal := bpf.Signal(t.Head.Signal)
+	want := tcp.Failure
+	switch {
+	case signal == bpf.Retransmit:
+		want = tcp.Retransmit
+	case signal == bpf.RTT && t.Kind >= tcp.RTTStart && t.Kind <= tcp.RTTSettled:
+		want = t.Kind
+	case signal == bpf.RTT:
+		want = tcp.RTTStart
+	}
+	if t.Kind != want {
+		return "", fmt.Errorf("a record of %s says %d, want %d", signal, t.Kind, want)
+	}
+	switch signal {
 	case bpf.ConnectRefused:
 		return event.KindNetworkConnectionRefused, nil
 	case bpf.ConnectTimeout, bpf.PeerTimeout:
@@ -119,7 +148,7 @@ func kindOf(t *tcp.Event) (string, error) {
 	case bpf.Retransmit:
 		return event.KindNetworkRetransmitSpike, nil
 	}
-	return "", fmt.Errorf("no event for a record of %s", bpf.Signal(t.Head.Signal))
+	return "", fmt.Errorf("no event for a record of %s", signal)
 }
 
 func (o *Observer) newEvent(kind string, t *tcp.Event) *eventv1.Event {
@@ -133,15 +162,17 @@ func (o *Observer) newEvent(kind string, t *tcp.Event) *eventv1.Event {
 	}
 	m[event.NetworkPeerAddress] = peer.String()
 	m[event.NetworkPeerPort] = strconv.Itoa(int(t.PeerPort))
+	localIP := "" // a connect that found no way never had one
 	if !local.IsUnspecified() {
-		m[event.NetworkLocalAddress] = local.String()
+		localIP = local.String()
+		m[event.NetworkLocalAddress] = localIP
 	}
 	if t.LocalPort != 0 {
 		m[event.NetworkLocalPort] = strconv.Itoa(int(t.LocalPort))
 	}
 	n := &eventv1.NetworkEventData{
 		Protocol:      "tcp",
-		SrcIp:         local.String(),
+		SrcIp:         localIP,
 		SrcPort:       uint32(t.LocalPort),
 		DstIp:         peer.String(),
 		DstPort:       uint32(t.PeerPort),
@@ -176,18 +207,49 @@ func describeSpike(e *eventv1.Event, t *tcp.Event, phase string) {
 	}
 	if phase == event.RTTPhaseEnd {
 		m[event.TapioRTTWorstMs] = micros(t.WorstUs)
-		m[event.TapioRTTDurationS] = strconv.FormatFloat(time.Duration(t.DurationNs).Seconds(), 'f', 3, 64)
+		m[event.TapioRTTDurationS] = strconv.FormatFloat(float64(t.DurationNs)/1e9, 'f', 3, 64)
 		e.Severity = eventv1.Severity_SEVERITY_INFO
 		e.Outcome = eventv1.Outcome_OUTCOME_SUCCESS
 	}
 }
 
+// supersede ends the spike that is followed if a record is of a later one of
+// the same peer: the record that ended the first was held back, or its last
+// connection had closed long enough ago for the kernel side to begin anew.
+func (o *Observer) supersede(t *tcp.Event) {
+	s := o.spikes[t.Peer]
+	began := t.Head.TimeNs - t.DurationNs
+	if s == nil || s.startNs == began {
+		return
+	}
+	delete(o.spikes, t.Peer)
+	if s.told {
+		return
+	}
+	by := event.RTTEndedByClosed
+	if t.Head.Suppressed > 0 {
+		by = event.RTTEndedByRecovered
+	}
+	o.tellEnd(s, tcp.Peer{WorstUs: s.start.RttUs, BadNs: began}, by)
+}
+
 func (o *Observer) follow(t *tcp.Event) {
-	if len(o.spikes) >= maxSpikes && o.spikes[t.Peer] == nil {
+	if len(o.spikes) >= maxSpikes && !o.makeRoom() {
 		return
 	}
 	start := *t
 	o.spikes[t.Peer] = &spike{startNs: t.Head.TimeNs, start: &start}
+}
+
+// makeRoom forgets a spike whose end has been told.
+func (o *Observer) makeRoom() bool {
+	for key, s := range o.spikes {
+		if s.told {
+			delete(o.spikes, key)
+			return true
+		}
+	}
+	return false
 }
 
 // forgotten is after how long without a sample a spike counts as idle: its
@@ -200,29 +262,59 @@ func (o *Observer) idle() {
 		return
 	}
 	now := bpf.Now()
+	// Negative for what happened after now was read.
+	since := func(ns uint64) time.Duration { return time.Duration(now - ns) }
 	for key, s := range o.spikes {
 		p, ok := o.peer(key)
-		switch {
-		case !ok:
-			o.end(key, s, tcp.Peer{WorstUs: s.start.RttUs, BadNs: now}, event.RTTEndedByIdle)
-		case p.SpikeNs != s.startNs && !s.over:
+		switch by, over := ended(s, p, ok); {
+		case over && !s.over:
 			s.over = true
-		case p.SpikeNs != s.startNs && p.BadSk != 0:
-			// The rate limit held the record back.
-			o.end(key, s, p, event.RTTEndedByRecovered)
-		case p.SpikeNs != s.startNs:
-			o.end(key, s, p, event.RTTEndedByClosed)
-		case p.BadSk == 0 && now-p.ClosedNs > uint64(tcp.Linger):
-			o.end(key, s, p, event.RTTEndedByClosed)
-		case now-p.BadNs > uint64(forgotten):
-			o.end(key, s, p, event.RTTEndedByIdle)
+		case over:
+			delete(o.spikes, key)
+			if !s.told {
+				o.tellEnd(s, known(s, p, ok), by)
+			}
+		case s.told:
+		case p.BadSk == 0 && since(p.ClosedNs) > tcp.Linger:
+			// The kernel side forgets it with the next sample and says nothing.
+			delete(o.spikes, key)
+			o.tellEnd(s, p, event.RTTEndedByClosed)
+		case since(p.BadNs) > forgotten:
+			s.told = true
+			o.tellEnd(s, p, event.RTTEndedByIdle)
 		}
 	}
 }
 
-// end tells the end of a spike that the kernel side cannot see.
-func (o *Observer) end(key tcp.PeerKey, s *spike, p tcp.Peer, by string) {
-	delete(o.spikes, key)
+// ended says whether a spike is over for the kernel side, and how it ended if
+// no record tells.
+func ended(s *spike, p tcp.Peer, ok bool) (by string, over bool) {
+	switch {
+	case !ok:
+		return event.RTTEndedByIdle, true
+	case p.SpikeNs == s.startNs:
+		return "", false
+	case p.BadSk != 0:
+		// The rate limit held the record back.
+		return event.RTTEndedByRecovered, true
+	}
+	return event.RTTEndedByClosed, true
+}
+
+// known is what there is to say of the end of a spike that is over.
+func known(s *spike, p tcp.Peer, ok bool) tcp.Peer {
+	switch {
+	case !ok:
+		return tcp.Peer{WorstUs: s.start.RttUs, BadNs: bpf.Now()}
+	case p.SpikeNs != 0:
+		// The rest is of the next spike.
+		return tcp.Peer{WorstUs: s.start.RttUs, BadNs: p.SpikeNs}
+	}
+	return p
+}
+
+// tellEnd tells the end of a spike that the kernel side cannot see.
+func (o *Observer) tellEnd(s *spike, p tcp.Peer, by string) {
 	t := *s.start
 	t.Head.TimeNs = max(p.BadNs, s.startNs)
 	t.Head.Suppressed = 0
@@ -237,11 +329,18 @@ func (o *Observer) end(key tcp.PeerKey, s *spike, p tcp.Peer, by string) {
 // Stop ends the spikes that are still on. The feed must have stopped.
 func (o *Observer) Stop() {
 	for key, s := range o.spikes {
-		p, ok := o.peer(key)
-		if !ok {
-			p = tcp.Peer{WorstUs: s.start.RttUs}
+		delete(o.spikes, key)
+		if s.told {
+			continue
 		}
-		o.end(key, s, p, event.RTTEndedByAgentStopped)
+		p, ok := o.peer(key)
+		by, over := ended(s, p, ok)
+		if over {
+			p = known(s, p, ok)
+		} else {
+			by = event.RTTEndedByAgentStopped
+		}
+		o.tellEnd(s, p, by)
 	}
 }
 
@@ -271,8 +370,6 @@ func stateName(state uint8) string {
 	return ""
 }
 
-func milliseconds(d time.Duration) string {
-	return strconv.FormatFloat(float64(d)/float64(time.Millisecond), 'f', 3, 64)
-}
+func milliseconds(ns uint64) string { return strconv.FormatFloat(float64(ns)/1e6, 'f', 3, 64) }
 
 func micros(us uint32) string { return strconv.FormatFloat(float64(us)/1000, 'f', 3, 64) }
