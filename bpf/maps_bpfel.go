@@ -58,9 +58,9 @@ const (
 	mapsSignalSIGNAL_CONNECT_ABANDONED   mapsSignal = 5
 	mapsSignalSIGNAL_RESET_BY_PEER       mapsSignal = 6
 	mapsSignalSIGNAL_RESET_BY_US         mapsSignal = 7
-	mapsSignalSIGNAL_RESET_AFTER_CLOSE   mapsSignal = 8
-	mapsSignalSIGNAL_PEER_TIMEOUT        mapsSignal = 9
-	mapsSignalSIGNAL_PEER_UNREACHABLE    mapsSignal = 10
+	mapsSignalSIGNAL_PEER_TIMEOUT        mapsSignal = 8
+	mapsSignalSIGNAL_PEER_UNREACHABLE    mapsSignal = 9
+	mapsSignalSIGNAL_PEER_LOST_LATE      mapsSignal = 10
 	mapsSignalSIGNAL_RTT                 mapsSignal = 11
 	mapsSignalSIGNAL_RETRANSMIT          mapsSignal = 12
 	mapsSignalSIGNAL_RETRANSMIT_SYN      mapsSignal = 13

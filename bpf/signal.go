@@ -14,9 +14,9 @@ const (
 	ConnectAbandoned   = Signal(mapsSignalSIGNAL_CONNECT_ABANDONED) // by the application, early
 	ResetByPeer        = Signal(mapsSignalSIGNAL_RESET_BY_PEER)
 	ResetByUs          = Signal(mapsSignalSIGNAL_RESET_BY_US)
-	ResetAfterClose    = Signal(mapsSignalSIGNAL_RESET_AFTER_CLOSE) // we had closed first
-	PeerTimeout        = Signal(mapsSignalSIGNAL_PEER_TIMEOUT)      // an established connection
-	PeerUnreachable    = Signal(mapsSignalSIGNAL_PEER_UNREACHABLE)  // an established connection
+	PeerTimeout        = Signal(mapsSignalSIGNAL_PEER_TIMEOUT)     // an established connection
+	PeerUnreachable    = Signal(mapsSignalSIGNAL_PEER_UNREACHABLE) // an established connection
+	PeerLostLate       = Signal(mapsSignalSIGNAL_PEER_LOST_LATE)   // when we had closed already
 	RTT                = Signal(mapsSignalSIGNAL_RTT)               // one a sample
 	Retransmit         = Signal(mapsSignalSIGNAL_RETRANSMIT)        // one a segment
 	RetransmitSYN      = Signal(mapsSignalSIGNAL_RETRANSMIT_SYN)    // one a segment
@@ -57,12 +57,12 @@ func (s Signal) names() [2]string {
 		return [2]string{"reset", "by_peer"}
 	case ResetByUs:
 		return [2]string{"reset", "by_us"}
-	case ResetAfterClose:
-		return [2]string{"reset", "after_close"}
 	case PeerTimeout:
 		return [2]string{"peer", "timeout"}
 	case PeerUnreachable:
 		return [2]string{"peer", "unreachable"}
+	case PeerLostLate:
+		return [2]string{"peer", "lost_late"}
 	case RTT:
 		return [2]string{"rtt", "sample"}
 	case Retransmit:

@@ -107,8 +107,7 @@ int BPF_PROG(process_exit, struct task_struct *task)
 	if (oom_is_told && signal == SIGKILL && group->oom_mm)
 		what = SIGNAL_EXIT_OOM;
 	if (what == SIGNAL_EXIT_STOPPED || what == SIGNAL_EXIT_OOM) {
-		COUNT(what, seen, 1);
-		COUNT(what, normal, 1);
+		normal(what, 1);
 		return 0;
 	}
 
@@ -124,8 +123,7 @@ int BPF_PROG(process_exit, struct task_struct *task)
 					   .what = hash(o.comm, code) };
 
 		if (!allowed(&habit, now, habit_interval_ns, habit_burst, &suppressed)) {
-			COUNT(what, seen, 1);
-			COUNT(what, normal, 1);
+			normal(what, 1);
 			return 0;
 		}
 	}

@@ -29,9 +29,9 @@ enum signal {
 	SIGNAL_CONNECT_ABANDONED,
 	SIGNAL_RESET_BY_PEER,
 	SIGNAL_RESET_BY_US,
-	SIGNAL_RESET_AFTER_CLOSE,
 	SIGNAL_PEER_TIMEOUT,
 	SIGNAL_PEER_UNREACHABLE,
+	SIGNAL_PEER_LOST_LATE,
 	SIGNAL_RTT,
 	SIGNAL_RETRANSMIT,
 	SIGNAL_RETRANSMIT_SYN,
@@ -127,6 +127,17 @@ const volatile __u32 limit_burst = 50;
 		if (__c)                                                     \
 			__sync_fetch_and_add(&__c->field, (n));              \
 	})
+
+/* Counts what was seen and is not an anomaly. */
+static __always_inline void normal(__u32 signal, __u64 n)
+{
+	struct counter *c = bpf_map_lookup_elem(&counters, &signal);
+
+	if (!c)
+		return;
+	__sync_fetch_and_add(&c->seen, n);
+	__sync_fetch_and_add(&c->normal, n);
+}
 
 /* allowed applies the generic cell rate algorithm. Two CPUs may both take the
  * last place: the limit is a courtesy, the counters are exact. */
@@ -230,9 +241,10 @@ static __always_inline void submit(void *record, __u32 signal, __u64 n, __u64 no
 static __always_inline void task_cgroup(struct task_struct *task, struct owner *o)
 {
 	struct css_set *set = BPF_CORE_READ(task, cgroups);
+	struct cgroup *cgrp = BPF_CORE_READ(set, dfl_cgrp);
 
-	o->cgroup_id = BPF_CORE_READ(set, dfl_cgrp, kn, id);
 	o->hierarchy = 0;
+	o->cgroup_id = BPF_CORE_READ(cgrp, kn, id);
 	if (o->cgroup_id != ROOT_CGROUP)
 		return;
 
@@ -241,8 +253,7 @@ static __always_inline void task_cgroup(struct task_struct *task, struct owner *
 
 	bpf_probe_read_kernel(&css, sizeof(css),
 			      (void **)__builtin_preserve_access_index(&set->subsys) + memory);
-	struct cgroup *cgrp = BPF_CORE_READ(css, cgroup);
-
+	cgrp = BPF_CORE_READ(css, cgroup);
 	if (!cgrp)
 		return;
 	o->cgroup_id = BPF_CORE_READ(cgrp, kn, id);

@@ -71,10 +71,34 @@ const struct tcp_event *unused_tcp_event __attribute__((unused));
 const enum role unused_role __attribute__((unused));
 const enum tcp_event_kind unused_kind __attribute__((unused));
 
-/* A connection that we dialled, or that has lived long enough to be watched. */
+/*
+ * Whom a socket belongs to and since when, noted when it is made. Every healthy
+ * connection pays for this and for one sample, and what it pays is cache lines:
+ * so the table is an array, an entry is half a line, and nobody cleans up. A
+ * newer socket that falls on the same entry overwrites it; the tag tells.
+ */
+struct recent {
+	__u32 tag;
+	__u32 pid : 30;
+	__u32 server : 1; /* accepted: pid and comm are the listener's */
+	__u32 watched : 1; /* has an entry in connections */
+	__u64 since_ns;
+	char comm[COMM_LEN];
+};
+
+#define RECENT_BITS 16
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct recent);
+	__uint(max_entries, 1 << RECENT_BITS);
+} recent SEC(".maps");
+
+/* A connection that lives on: it needs a place of its own until it closes. */
 struct connection {
 	struct owner owner;
-	__u64 since_ns; /* connect() */
+	__u64 since_ns; /* when it was made, 0 when nobody saw it */
 	__u64 sampled_ns;
 	__u64 window_ns; /* start of the retransmission window */
 	__u32 window_segments; /* sent before it */
@@ -83,23 +107,19 @@ struct connection {
 	__u32 pad;
 };
 
-/*
- * Entries go when their socket closes. LRU all the same: a close that a
- * nested run missed must not fill the map for ever.
- */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, __u64); /* struct sock * */
 	__type(value, struct connection);
-	__uint(max_entries, 32768);
+	__uint(max_entries, 16384);
 } connections SEC(".maps");
 
 struct listener_key {
 	__u64 net; /* struct net * */
-	__u32 port;
-	__u32 pad;
+	__u64 port;
 };
 
+/* Who listens: accepted connections are theirs. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct listener_key);
@@ -110,16 +130,17 @@ struct {
 /* What is known of a peer. */
 struct peer {
 	__u64 spike_ns; /* when the spike that is on began, 0: none */
+	__u32 baseline_us;
+	__u32 samples;
+	__u32 last_us;
+	__u16 bad; /* samples in a row */
+	__u16 good;
+	/* What follows is not touched while the peer is well. */
 	__u64 bad_ns; /* the last bad sample */
 	__u64 bad_sk; /* the connection that gave it, 0 when that one has closed */
 	__u64 closed_ns; /* when it closed */
 	__u64 burst_ns; /* the last retransmission burst that was told */
-	__u32 baseline_us;
-	__u32 samples;
-	__u32 last_us;
 	__u32 worst_us;
-	__u16 bad; /* samples in a row */
-	__u16 good;
 	__u32 pad;
 };
 
@@ -190,60 +211,92 @@ static __always_inline void map_v4(__u8 *to, __be32 address)
 	words[3] = address;
 }
 
-static __always_inline struct listener_key listener_key(struct sock *sk)
+/* Our port. Not skc_num, which is given back before the last change of state. */
+static __always_inline __u16 local_port(struct tcp_sock *tp)
+{
+	return __builtin_bswap16(tp->inet_conn.icsk_inet.inet_sport);
+}
+
+static __always_inline struct listener_key listener_key(struct sock *sk, __u16 port)
 {
 	struct listener_key key = {
 		.net = (__u64)sk->__sk_common.skc_net.net,
-		.port = sk->__sk_common.skc_num,
+		.port = port,
 	};
 	return key;
 }
 
-/*
- * identify says whose socket this is and which side of the connection it is.
- * Where nobody saw the socket being made (it is older than the agent), the
- * side with the lower port is the service.
- */
-static __always_inline __u32 identify(struct sock *sk, const struct connection *c,
-				      struct owner *o)
+static __always_inline __u32 tag_of(struct sock *sk)
 {
+	__u64 address = 0;
+
+	/* The verifier allows no arithmetic on a pointer that it follows. */
+	bpf_probe_read_kernel(&address, sizeof(address), &sk);
+	/* Sockets are aligned to cache lines; the upper half is the same for all. */
+	return address >> 6;
+}
+
+static __always_inline struct recent *recent_of(__u32 tag)
+{
+	__u32 slot = tag * 2654435769u >> (32 - RECENT_BITS);
+
+	return bpf_map_lookup_elem(&recent, &slot);
+}
+
+/* known returns what was noted of this very socket. */
+static __always_inline struct recent *known(struct sock *sk)
+{
+	__u32 tag = tag_of(sk);
+	struct recent *r = recent_of(tag);
+
+	return r && r->tag == tag ? r : NULL;
+}
+
+/*
+ * role_of a socket: as noted, or where nobody saw it being made (it is older
+ * than the agent) the side with the lower port is the service.
+ */
+static __always_inline __u32 role_of(struct tcp_sock *tp, struct sock *sk, const struct recent *r,
+				     const struct connection *c)
+{
+	if (c)
+		return c->role;
+	if (r)
+		return r->server ? ROLE_SERVER : ROLE_CLIENT;
+	return local_port(tp) <= __builtin_bswap16(sk->__sk_common.skc_dport) ? ROLE_SERVER :
+										  ROLE_CLIENT;
+}
+
+/* identify fills in whose socket this is. */
+static __always_inline void identify(struct tcp_sock *tp, struct sock *sk, __u32 role,
+				     const struct recent *r, const struct connection *c,
+				     struct owner *o)
+{
+	__builtin_memset(o, 0, sizeof(*o));
 	if (c) {
 		*o = c->owner;
-		return c->role;
+		return;
 	}
-	struct listener_key key = listener_key(sk);
-	struct owner *listener = bpf_map_lookup_elem(&listeners, &key);
-	__u16 port = __builtin_bswap16(sk->__sk_common.skc_dport);
-	__u64 cgroup = sock_cgroup(sk);
+	if (role == ROLE_SERVER) {
+		struct listener_key key = listener_key(sk, local_port(tp));
+		struct owner *listener = bpf_map_lookup_elem(&listeners, &key);
 
-	__builtin_memset(o, 0, sizeof(*o));
-	if (listener)
-		*o = *listener;
-	if (cgroup != ROOT_CGROUP || !o->cgroup_id) {
-		o->cgroup_id = cgroup;
-		o->hierarchy = 0;
+		if (listener)
+			*o = *listener;
+	} else if (r) {
+		o->pid = r->pid;
+		__builtin_memcpy(o->comm, r->comm, COMM_LEN);
 	}
-	return listener || sk->__sk_common.skc_num <= port ? ROLE_SERVER : ROLE_CLIENT;
-}
-
-/* current_owner is the task that calls connect or listen, and the socket's cgroup. */
-static __always_inline void current_owner(struct sock *sk, struct owner *o)
-{
 	o->cgroup_id = sock_cgroup(sk);
-	o->hierarchy = 0;
-	if (o->cgroup_id == ROOT_CGROUP)
-		task_cgroup((struct task_struct *)bpf_get_current_task(), o);
-	o->pid = bpf_get_current_pid_tgid() >> 32;
-	bpf_get_current_comm(o->comm, sizeof(o->comm));
 }
 
-static __always_inline void peer_key(struct sock *sk, __u32 role, const struct owner *o,
+static __always_inline void peer_key(struct tcp_sock *tp, struct sock *sk, __u32 role,
 				     struct peer_key *key)
 {
-	key->cgroup_id = o->cgroup_id;
-	key->hierarchy = o->hierarchy;
+	key->cgroup_id = sock_cgroup(sk);
+	key->hierarchy = 0;
 	key->role = role;
-	key->port = role == ROLE_SERVER ? sk->__sk_common.skc_num :
+	key->port = role == ROLE_SERVER ? local_port(tp) :
 					  __builtin_bswap16(sk->__sk_common.skc_dport);
 	if (sk->__sk_common.skc_family == AF_INET6) {
 		__u32 *to = (__u32 *)key->address;
@@ -271,7 +324,7 @@ static __always_inline void fill(struct tcp_event *e, struct sock *sk, struct tc
 	} else {
 		map_v4(e->local_address, sk->__sk_common.skc_rcv_saddr);
 	}
-	e->local_port = sk->__sk_common.skc_num;
+	e->local_port = local_port(tp);
 	e->peer_port = __builtin_bswap16(sk->__sk_common.skc_dport);
 	e->family = sk->__sk_common.skc_family;
 	e->kind = kind;
@@ -289,9 +342,10 @@ static __always_inline void fill(struct tcp_event *e, struct sock *sk, struct tc
 	e->bytes_received = tp->bytes_received;
 }
 
-static __noinline void tell_failure(struct sock *sk, const struct connection *c, __u32 signal,
-				    __u32 state, __u64 now)
+static __noinline void tell_failure(struct sock *sk, const struct recent *r,
+				    const struct connection *c, __u32 signal, __u32 state)
 {
+	__u64 now = bpf_ktime_get_ns(), since = c ? c->since_ns : r ? r->since_ns : 0;
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	struct peer_key key = {};
 	struct tcp_event *e;
@@ -299,39 +353,18 @@ static __noinline void tell_failure(struct sock *sk, const struct connection *c,
 
 	if (!tp)
 		return;
-	__u32 role = identify(sk, c, &o);
+	__u32 role = role_of(tp, sk, r, c);
 
+	identify(tp, sk, role, r, c, &o);
 	e = RESERVE(struct tcp_event, signal, 1, &o, now);
 	if (!e)
 		return;
-	peer_key(sk, role, &o, &key);
+	peer_key(tp, sk, role, &key);
 	fill(e, sk, tp, &key, TCP_EVENT_FAILURE, state);
 	e->error = sk->sk_err;
-	if (c && c->since_ns)
-		e->duration_ns = now - c->since_ns;
+	if (since)
+		e->duration_ns = now - since;
 	submit(e, signal, 1, now, false);
-}
-
-static __noinline void normal(__u32 signal)
-{
-	COUNT(signal, seen, 1);
-	COUNT(signal, normal, 1);
-}
-
-static __always_inline void tell_rtt(struct sock *sk, struct tcp_sock *tp, const struct owner *o,
-				     const struct peer_key *key, struct peer *p, __u32 kind,
-				     __u64 since, __u64 now)
-{
-	struct tcp_event *e = RESERVE(struct tcp_event, SIGNAL_RTT, 1, o, now);
-
-	if (!e)
-		return;
-	fill(e, sk, tp, key, kind, sk->__sk_common.skc_state);
-	if (p->samples >= SAMPLES_TO_LEARN)
-		e->baseline_us = p->baseline_us;
-	e->worst_us = p->worst_us;
-	e->duration_ns = now - since;
-	submit(e, SIGNAL_RTT, 1, now, false);
 }
 
 static __always_inline struct peer *peer_of(const struct peer_key *key)
@@ -346,125 +379,201 @@ static __always_inline struct peer *peer_of(const struct peer_key *key)
 	return bpf_map_lookup_elem(&peers, key);
 }
 
-/*
- * sample judges one smoothed round-trip time. Two bad ones in a row start a
- * spike and three good ones end it, of whichever connections to that peer:
- * one event at each end, however many packets and connections.
- */
-static __noinline void sample(struct sock *sk, struct tcp_sock *tp, const struct connection *c,
-			     bool closing, __u64 now)
+/* over says whether a round-trip time is out of what was learned. */
+static __always_inline bool over(const struct peer *p, __u32 rtt)
 {
-	__u32 rtt = tp->srtt_us >> 3;
-	struct peer_key key = {};
-	struct owner o;
-	struct peer *p;
+	if (rtt > rtt_limit_us)
+		return true;
+	return p->samples >= SAMPLES_TO_LEARN && rtt > 2 * p->baseline_us &&
+	       rtt - p->baseline_us > rtt_floor_us;
+}
 
-	if (!rtt)
-		return;
-	peer_key(sk, identify(sk, c, &o), &o, &key);
-	p = peer_of(&key);
-	if (!p)
-		return;
+/* back says whether it has returned; half-way is not enough, or a spike at the
+ * edge would end and begin with every sample. */
+static __always_inline bool back(const struct peer *p, __u32 rtt)
+{
+	if (rtt > rtt_limit_us - rtt_limit_us / 5)
+		return false;
+	return p->samples < SAMPLES_TO_LEARN || rtt <= p->baseline_us + p->baseline_us / 2 ||
+	       rtt - p->baseline_us <= rtt_floor_us / 2;
+}
 
+static __always_inline void learn(struct peer *p, __u32 rtt)
+{
 	__u32 base = p->baseline_us;
-	bool learned = p->samples >= SAMPLES_TO_LEARN;
-	bool over = learned && rtt > 2 * base && rtt - base > rtt_floor_us;
-	bool bad = over || rtt > rtt_limit_us;
 
-	/* Ended with its last connection: the agent has told it. */
-	if (p->spike_ns && !p->bad_sk && now - p->closed_ns > rtt_linger_ns) {
-		p->spike_ns = 0;
-		p->bad = 0;
-	}
-	if (p->spike_ns) {
-		if (rtt > p->worst_us)
-			p->worst_us = rtt;
-		/* Half-way back is not yet back: no second spike at the edge. */
-		bool back = rtt <= rtt_limit_us - rtt_limit_us / 5 &&
-			    (!learned || rtt <= base + base / 2 || rtt - base <= rtt_floor_us / 2);
-		bool settled = now - p->spike_ns > rtt_normal_ns;
-
-		if (!back) {
-			p->good = 0;
-			p->bad_ns = now;
-			p->bad_sk = (__u64)sk;
-		} else {
-			p->good++;
-		}
-		if (settled || p->good >= GOOD_TO_END) {
-			__u64 since = p->spike_ns;
-
-			tell_rtt(sk, tp, &o, &key, p,
-				 settled ? TCP_EVENT_RTT_SETTLED : TCP_EVENT_RTT_END, since, now);
-			p->spike_ns = 0;
-			p->bad = 0;
-			if (settled)
-				p->baseline_us = rtt;
-			return;
-		}
-		if (closing && p->bad_sk == (__u64)sk) {
-			p->bad_sk = 0;
-			p->closed_ns = now;
-		}
-		normal(SIGNAL_RTT);
-		return;
-	}
-
-	/* The same figure again is not a second measurement. */
-	bool again = rtt == p->last_us;
-
-	p->last_us = rtt;
-	if (bad) {
-		if (!again)
-			p->bad++;
-		if (p->bad >= BAD_TO_START) {
-			p->spike_ns = now;
-			p->bad_ns = now;
-			p->bad_sk = closing ? 0 : (__u64)sk;
-			p->closed_ns = now;
-			p->worst_us = rtt;
-			p->good = 0;
-			tell_rtt(sk, tp, &o, &key, p, TCP_EVENT_RTT_START, now, now);
-			return;
-		}
-		normal(SIGNAL_RTT);
-		return;
-	}
 	p->bad = 0;
-	if (!learned) {
+	p->last_us = rtt;
+	if (p->samples < SAMPLES_TO_LEARN) {
 		p->baseline_us = ((__u64)base * p->samples + rtt) / (p->samples + 1);
 		p->samples++;
 	} else {
 		p->baseline_us = base + (((__s32)(rtt - base)) >> BASELINE_SHIFT);
 	}
-	normal(SIGNAL_RTT);
+}
+
+/*
+ * judge handles a sample that is bad, or that falls into a spike. Two bad ones
+ * in a row start a spike and three good ones end it, of whichever connections
+ * to that peer: one event at each end, however many packets and connections.
+ */
+static __noinline void judge(struct sock *sk, struct peer *p, const struct peer_key *key,
+			     const struct connection *c, bool closing)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	__u64 now = bpf_ktime_get_ns();
+	__u32 kind, rtt;
+	__u64 since;
+	struct owner o;
+
+	if (!tp)
+		return;
+	rtt = tp->srtt_us >> 3;
+	/* Ended with its last connection: the agent has told it. */
+	if (p->spike_ns && !p->bad_sk && now - p->closed_ns > rtt_linger_ns) {
+		p->spike_ns = 0;
+		p->bad = 0;
+		if (!over(p, rtt)) {
+			learn(p, rtt);
+			goto nothing;
+		}
+	}
+	if (!p->spike_ns) {
+		/* The same figure again is not a second measurement. */
+		if (rtt != p->last_us)
+			p->bad++;
+		p->last_us = rtt;
+		if (p->bad < BAD_TO_START)
+			goto nothing;
+		kind = TCP_EVENT_RTT_START;
+		since = now;
+		p->spike_ns = now;
+		p->bad_ns = now;
+		p->bad_sk = closing ? 0 : (__u64)sk;
+		p->closed_ns = now;
+		p->worst_us = rtt;
+		p->good = 0;
+	} else {
+		bool settled = now - p->spike_ns > rtt_normal_ns;
+
+		if (rtt > p->worst_us)
+			p->worst_us = rtt;
+		if (back(p, rtt)) {
+			p->good++;
+		} else {
+			p->good = 0;
+			p->bad_ns = now;
+			p->bad_sk = (__u64)sk;
+		}
+		if (closing && p->bad_sk == (__u64)sk) {
+			p->bad_sk = 0;
+			p->closed_ns = now;
+		}
+		if (!settled && p->good < GOOD_TO_END)
+			goto nothing;
+		kind = settled ? TCP_EVENT_RTT_SETTLED : TCP_EVENT_RTT_END;
+		since = p->spike_ns;
+		p->spike_ns = 0;
+		p->bad = 0;
+	}
+
+	identify(tp, sk, key->role, known(sk), c, &o);
+	struct tcp_event *e = RESERVE(struct tcp_event, SIGNAL_RTT, 1, &o, now);
+
+	if (!e)
+		return;
+	fill(e, sk, tp, key, kind, sk->__sk_common.skc_state);
+	if (p->samples >= SAMPLES_TO_LEARN)
+		e->baseline_us = p->baseline_us;
+	e->worst_us = p->worst_us;
+	e->duration_ns = now - since;
+	if (kind == TCP_EVENT_RTT_SETTLED)
+		p->baseline_us = rtt;
+	submit(e, SIGNAL_RTT, 1, now, false);
+	return;
+nothing:
+	normal(SIGNAL_RTT, 1);
+}
+
+/* sample takes one smoothed round-trip time: learns from it when it is fine. */
+static __always_inline void sample(struct sock *sk, struct tcp_sock *tp, __u32 role,
+				   const struct connection *c, bool closing)
+{
+	__u32 rtt = tp->srtt_us >> 3;
+	struct peer_key key = {};
+	struct peer *p;
+
+	if (!rtt)
+		return;
+	peer_key(tp, sk, role, &key);
+	p = peer_of(&key);
+	if (!p)
+		return;
+	if (p->spike_ns || over(p, rtt)) {
+		judge(sk, p, &key, c, closing);
+		return;
+	}
+	learn(p, rtt);
+	normal(SIGNAL_RTT, 1);
 }
 
 static __always_inline int listening(struct sock *sk)
 {
-	struct listener_key key = listener_key(sk);
-	struct owner o = {};
+	struct listener_key key = listener_key(sk, sk->__sk_common.skc_num);
+	struct owner o = { .cgroup_id = sock_cgroup(sk),
+			   .pid = bpf_get_current_pid_tgid() >> 32 };
 
-	current_owner(sk, &o);
+	bpf_get_current_comm(o.comm, sizeof(o.comm));
 	bpf_map_update_elem(&listeners, &key, &o, BPF_ANY);
 	return 0;
 }
 
 static __always_inline int connecting(struct sock *sk)
 {
-	__u64 id = (__u64)sk;
-	struct connection c = {
-		.since_ns = bpf_ktime_get_ns(),
-		.role = ROLE_CLIENT,
-	};
+	__u32 tag = tag_of(sk);
+	struct recent *r = recent_of(tag);
 
-	current_owner(sk, &c.owner);
-	bpf_map_update_elem(&connections, &id, &c, BPF_ANY);
+	if (!r)
+		return 0;
+	r->tag = tag;
+	r->pid = bpf_get_current_pid_tgid() >> 32;
+	r->server = 0;
+	r->watched = 0;
+	r->since_ns = bpf_ktime_get_ns();
+	bpf_get_current_comm(r->comm, sizeof(r->comm));
+	return 0;
+}
+
+static __always_inline int established(struct sock *sk, int from)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	__u32 role = ROLE_CLIENT;
+
+	if (!tp)
+		return 0;
+	if (from == TCP_SYN_RECV) {
+		__u32 tag = tag_of(sk);
+		struct recent *r = recent_of(tag);
+
+		if (!r)
+			return 0;
+		/* Unless two sides have dialled each other at once. */
+		if (r->tag != tag || r->server || !r->pid) {
+			r->tag = tag;
+			r->pid = 0;
+			r->server = 1;
+			r->watched = 0;
+			r->since_ns = bpf_ktime_get_ns();
+			role = ROLE_SERVER;
+		}
+	}
+	sample(sk, tp, role, NULL, false);
 	return 0;
 }
 
 /* Why a connect failed. */
-static __always_inline __u32 connect_failure(struct sock *sk, const struct connection *c, __u64 now)
+static __always_inline __u32 connect_failure(struct sock *sk, struct tcp_sock *tp,
+					     const struct recent *r)
 {
 	switch (sk->sk_err) {
 	case ECONNREFUSED:
@@ -477,9 +586,9 @@ static __always_inline __u32 connect_failure(struct sock *sk, const struct conne
 		return SIGNAL_CONNECT_ABANDONED;
 	case 0:
 		/* No local port was left, or the application closed it. */
-		if (!sk->__sk_common.skc_num)
+		if (!local_port(tp))
 			return SIGNAL_CONNECT_NO_PORT;
-		if (c && now - c->since_ns >= abandoned_ns)
+		if (r && bpf_ktime_get_ns() - r->since_ns >= abandoned_ns)
 			return SIGNAL_CONNECT_TIMEOUT;
 		return SIGNAL_CONNECT_ABANDONED;
 	}
@@ -495,14 +604,14 @@ static __always_inline __u32 connection_failure(struct sock *sk, int state)
 	switch (sk->sk_err) {
 	case ECONNRESET:
 	case EPIPE:
-		return open ? SIGNAL_RESET_BY_PEER : SIGNAL_RESET_AFTER_CLOSE;
+		return open ? SIGNAL_RESET_BY_PEER : SIGNAL_PEER_LOST_LATE;
 	case ETIMEDOUT:
-		return SIGNAL_PEER_TIMEOUT;
+		return open ? SIGNAL_PEER_TIMEOUT : SIGNAL_PEER_LOST_LATE;
 	case ENETDOWN:
 	case ENETUNREACH:
 	case EHOSTDOWN:
 	case EHOSTUNREACH:
-		return SIGNAL_PEER_UNREACHABLE;
+		return open ? SIGNAL_PEER_UNREACHABLE : SIGNAL_PEER_LOST_LATE;
 	}
 	/* The application itself cut it short: SO_LINGER, unread data. */
 	return open ? SIGNAL_RESET_BY_US : SIGNAL_COUNT;
@@ -510,41 +619,44 @@ static __always_inline __u32 connection_failure(struct sock *sk, int state)
 
 static __always_inline int closed(struct sock *sk, int from)
 {
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct connection *c = NULL;
 	__u64 id = (__u64)sk;
+	struct recent *r;
+	__u32 signal;
 
-	if (from == TCP_CLOSE || from == TCP_SYN_RECV)
+	if (!tp || from == TCP_CLOSE || from == TCP_SYN_RECV)
 		return 0;
 	if (from == TCP_LISTEN) {
-		struct listener_key key = listener_key(sk);
+		struct listener_key key = listener_key(sk, local_port(tp));
 
 		bpf_map_delete_elem(&listeners, &key);
 		return 0;
 	}
-
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-
-	if (!tp)
-		return 0;
-	struct connection *c = bpf_map_lookup_elem(&connections, &id);
-	__u64 now = bpf_ktime_get_ns();
-
-	if (from != TCP_SYN_SENT)
-		sample(sk, tp, c, true, now);
-
-	__u32 signal = from == TCP_SYN_SENT ? connect_failure(sk, c, now) :
-					      connection_failure(sk, from);
-
+	r = known(sk);
+	if (from == TCP_SYN_SENT) {
+		signal = connect_failure(sk, tp, r);
+	} else {
+		if (!r || r->watched)
+			c = bpf_map_lookup_elem(&connections, &id);
+		/* Below the floor it cannot be bad, and others teach the baseline. */
+		if (tp->srtt_us >> 3 > rtt_floor_us)
+			sample(sk, tp, role_of(tp, sk, r, c), c, true);
+		signal = connection_failure(sk, from);
+	}
 	switch (signal) {
 	case SIGNAL_COUNT:
 		break;
 	case SIGNAL_CONNECT_ABANDONED:
 	case SIGNAL_RESET_BY_US:
-	case SIGNAL_RESET_AFTER_CLOSE:
-		normal(signal);
+	case SIGNAL_PEER_LOST_LATE:
+		normal(signal, 1);
 		break;
 	default:
-		tell_failure(sk, c, signal, from, now);
+		tell_failure(sk, r, c, signal, from);
 	}
+	if (r)
+		r->tag = 0;
 	if (c)
 		bpf_map_delete_elem(&connections, &id);
 	return 0;
@@ -558,27 +670,18 @@ int BPF_PROG(set_state, struct sock *sk, int from, int to)
 	switch (to) {
 	case TCP_SYN_SENT:
 		return connecting(sk);
-	case TCP_LISTEN:
-		return listening(sk);
+	case TCP_ESTABLISHED:
+		return established(sk, from);
 	case TCP_CLOSE:
 		return closed(sk, from);
-	case TCP_ESTABLISHED:
-		break;
-	default:
-		return 0;
+	case TCP_LISTEN:
+		return listening(sk);
 	}
-
-	__u64 id = (__u64)sk;
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-
-	if (!tp)
-		return 0;
-	sample(sk, tp, bpf_map_lookup_elem(&connections, &id), false, bpf_ktime_get_ns());
 	return 0;
 }
 
 /* watch returns the entry of a connection that lives on, made now if need be. */
-static __always_inline struct connection *watch(struct sock *sk)
+static __always_inline struct connection *watch(struct sock *sk, struct tcp_sock *tp)
 {
 	__u64 id = (__u64)sk;
 	struct connection *c = bpf_map_lookup_elem(&connections, &id);
@@ -586,8 +689,14 @@ static __always_inline struct connection *watch(struct sock *sk)
 	if (c)
 		return c;
 	struct connection fresh = {};
+	struct recent *r = known(sk);
 
-	fresh.role = identify(sk, NULL, &fresh.owner);
+	fresh.role = role_of(tp, sk, r, NULL);
+	identify(tp, sk, fresh.role, r, NULL, &fresh.owner);
+	if (r) {
+		fresh.since_ns = r->since_ns;
+		r->watched = 1;
+	}
 	bpf_map_update_elem(&connections, &id, &fresh, BPF_NOEXIST);
 	return bpf_map_lookup_elem(&connections, &id);
 }
@@ -608,13 +717,13 @@ int BPF_PROG(probe, struct sock *sk)
 	if ((__u32)bpf_jiffies64() >> 8 == tp->rcv_tstamp >> 8)
 		return 0;
 
-	struct connection *c = watch(sk);
+	struct connection *c = watch(sk, tp);
 	__u64 now = bpf_ktime_get_ns();
 
 	if (!c || now - c->sampled_ns < SECOND)
 		return 0;
 	c->sampled_ns = now;
-	sample(sk, tp, c, false, now);
+	sample(sk, tp, c->role, c, false);
 	return 0;
 }
 
@@ -626,25 +735,30 @@ int BPF_PROG(retransmit, struct sock *sk, struct sk_buff *skb)
 
 	if (!tp)
 		return 0;
-	if (sk->__sk_common.skc_state == TCP_SYN_SENT) {
+	__u32 state = sk->__sk_common.skc_state;
+
+	if (state == TCP_SYN_SENT) {
 		/* Told as a failed connect if it comes to that. */
-		COUNT(SIGNAL_RETRANSMIT_SYN, seen, segments);
-		COUNT(SIGNAL_RETRANSMIT_SYN, normal, segments);
+		normal(SIGNAL_RETRANSMIT_SYN, segments);
+		return 0;
+	}
+	/* The application has left: nobody waits for what is lost. */
+	if (state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT) {
+		normal(SIGNAL_RETRANSMIT, segments);
 		return 0;
 	}
 
-	struct connection *c = watch(sk);
+	struct connection *c = watch(sk, tp);
 	struct peer_key key = {};
 	struct tcp_event *e;
 	__u64 now = bpf_ktime_get_ns();
 	struct peer *p;
-	struct owner o;
 
 	if (!c)
 		goto normal;
 	if (now - c->sampled_ns >= SECOND) {
 		c->sampled_ns = now;
-		sample(sk, tp, c, false, now);
+		sample(sk, tp, c->role, c, false);
 	}
 	if (now - c->window_ns > BURST_WINDOW_NS) {
 		c->window_ns = now;
@@ -653,12 +767,13 @@ int BPF_PROG(retransmit, struct sock *sk, struct sk_buff *skb)
 	}
 	c->window_retransmits += segments;
 
-	bool stalled = tp->inet_conn.icsk_retransmits >= STALLED_RETRANSMITS;
+	__u32 unanswered = tp->inet_conn.icsk_retransmits;
+	bool stalled = unanswered >= STALLED_RETRANSMITS;
 	bool burst = now - c->window_ns >= BURST_JUDGE_NS &&
 		     c->window_retransmits >= BURST_RETRANSMITS &&
 		     c->window_retransmits * BURST_SHARE >= tp->segs_out - c->window_segments;
 
-	peer_key(sk, identify(sk, c, &o), &o, &key);
+	peer_key(tp, sk, c->role, &key);
 	p = peer_of(&key);
 	if (!p)
 		goto normal;
@@ -668,17 +783,17 @@ int BPF_PROG(retransmit, struct sock *sk, struct sk_buff *skb)
 		goto normal;
 
 	p->burst_ns = now;
-	e = RESERVE(struct tcp_event, SIGNAL_RETRANSMIT, segments, &o, now);
+	e = RESERVE(struct tcp_event, SIGNAL_RETRANSMIT, segments, &c->owner, now);
 	if (!e)
 		return 0;
 	fill(e, sk, tp, &key, TCP_EVENT_RETRANSMIT, sk->__sk_common.skc_state);
 	e->segments = segments;
-	e->retransmits = c->window_retransmits;
+	/* Some may be older than the window, or than the agent. */
+	e->retransmits = c->window_retransmits > unanswered ? c->window_retransmits : unanswered;
 	e->duration_ns = now - c->window_ns;
 	submit(e, SIGNAL_RETRANSMIT, segments, now, false);
 	return 0;
 normal:
-	COUNT(SIGNAL_RETRANSMIT, seen, segments);
-	COUNT(SIGNAL_RETRANSMIT, normal, segments);
+	normal(SIGNAL_RETRANSMIT, segments);
 	return 0;
 }

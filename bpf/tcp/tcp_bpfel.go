@@ -51,8 +51,7 @@ type tcpLimitKey struct {
 type tcpListenerKey struct {
 	_    structs.HostLayout
 	Net  uint64
-	Port uint32
-	Pad  uint32
+	Port uint64
 }
 
 type tcpOwner struct {
@@ -66,16 +65,16 @@ type tcpOwner struct {
 type tcpPeer struct {
 	_          structs.HostLayout
 	SpikeNs    uint64
+	BaselineUs uint32
+	Samples    uint32
+	LastUs     uint32
+	Bad        uint16
+	Good       uint16
 	BadNs      uint64
 	BadSk      uint64
 	ClosedNs   uint64
 	BurstNs    uint64
-	BaselineUs uint32
-	Samples    uint32
-	LastUs     uint32
 	WorstUs    uint32
-	Bad        uint16
-	Good       uint16
 	Pad        uint32
 }
 
@@ -86,6 +85,14 @@ type tcpPeerKey struct {
 	Port      uint16
 	Role      uint16
 	Address   [16]uint8
+}
+
+type tcpRecent struct {
+	_       structs.HostLayout
+	Tag     uint32
+	_       [4]byte /* unsupported bitfield */
+	SinceNs uint64
+	Comm    [16]int8
 }
 
 type tcpRole uint32
@@ -148,6 +155,7 @@ const (
 	tcpMapLimits          = "limits"
 	tcpMapListeners       = "listeners"
 	tcpMapPeers           = "peers"
+	tcpMapRecent          = "recent"
 	tcpMapWoken           = "woken"
 	tcpProgProbe          = "probe"
 	tcpProgRetransmit     = "retransmit"
@@ -222,6 +230,7 @@ type tcpMapSpecs struct {
 	Limits      *ebpf.MapSpec `ebpf:"limits"`
 	Listeners   *ebpf.MapSpec `ebpf:"listeners"`
 	Peers       *ebpf.MapSpec `ebpf:"peers"`
+	Recent      *ebpf.MapSpec `ebpf:"recent"`
 	Woken       *ebpf.MapSpec `ebpf:"woken"`
 }
 
@@ -268,6 +277,7 @@ type tcpMaps struct {
 	Limits      *ebpf.Map `ebpf:"limits"`
 	Listeners   *ebpf.Map `ebpf:"listeners"`
 	Peers       *ebpf.Map `ebpf:"peers"`
+	Recent      *ebpf.Map `ebpf:"recent"`
 	Woken       *ebpf.Map `ebpf:"woken"`
 }
 
@@ -279,6 +289,7 @@ func (m *tcpMaps) Close() error {
 		m.Limits,
 		m.Listeners,
 		m.Peers,
+		m.Recent,
 		m.Woken,
 	)
 }

@@ -86,6 +86,7 @@ type agent struct {
 	network    *network.Observer
 	supervisor *supervisor.Supervisor
 	metrics    *metrics
+	groups     *bpf.Attachment // held, or the garbage collector detaches it
 
 	mu       sync.Mutex
 	tried    map[string]bool   // observers
@@ -134,6 +135,7 @@ func (a *agent) open() (err error) {
 	if groupsErr != nil {
 		a.unavailable("cgroup", groupsErr)
 	} else {
+		a.groups = groups
 		a.attached("cgroup", groups.Bytes())
 		a.feed.Subscribe(&feed.Subscriber{Handlers: map[bpf.Signal]feed.Handler{bpf.Cgroup: follow(owners)}})
 	}

@@ -346,19 +346,20 @@ func (o *Observer) Stop() {
 
 func address(a [16]byte) netip.Addr { return netip.AddrFrom16(a).Unmap() }
 
+// errorType names the cause of a failure. The kernel stores no error where the
+// application gave up, nor where it had no port to give.
 func errorType(t *tcp.Event) string {
-	errno := t.Error
-	switch {
-	case bpf.Signal(t.Head.Signal) == bpf.ConnectNoPort:
-		// connect() returns it and leaves nothing in the socket.
-		return "EADDRNOTAVAIL"
-	case errno == 0:
+	errno := syscall.Errno(t.Error)
+	if bpf.Signal(t.Head.Signal) == bpf.ConnectNoPort {
+		errno = unix.EADDRNOTAVAIL
+	}
+	if errno == 0 {
 		return event.ErrorTypeTimeout
 	}
-	if name := unix.ErrnoName(syscall.Errno(errno)); name != "" {
+	if name := unix.ErrnoName(errno); name != "" {
 		return name
 	}
-	return "errno " + strconv.FormatUint(uint64(errno), 10)
+	return "errno " + strconv.Itoa(int(errno))
 }
 
 func stateName(state uint8) string {
