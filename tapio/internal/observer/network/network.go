@@ -29,6 +29,7 @@ type Observer struct {
 	node    *observer.Node
 	options tcp.Options
 	peer    func(tcp.PeerKey) (tcp.Peer, bool)
+	now     func() uint64          // CLOCK_MONOTONIC, ns
 	spikes  map[tcp.PeerKey]*spike // the last one of each peer
 }
 
@@ -48,7 +49,7 @@ const maxSpikes = 4096
 
 // New returns the observer.
 func New(node *observer.Node, options tcp.Options) *Observer {
-	return &Observer{node: node, options: options}
+	return &Observer{node: node, options: options, now: bpf.Now}
 }
 
 // Run observes until ctx is done.
@@ -261,7 +262,7 @@ func (o *Observer) idle() {
 	if len(o.spikes) == 0 {
 		return
 	}
-	now := bpf.Now()
+	now := o.now()
 	// Negative for what happened after now was read.
 	since := func(ns uint64) time.Duration { return time.Duration(now - ns) }
 	for key, s := range o.spikes {
@@ -272,7 +273,7 @@ func (o *Observer) idle() {
 		case over:
 			delete(o.spikes, key)
 			if !s.told {
-				o.tellEnd(s, known(s, p, ok), by)
+				o.tellEnd(s, o.known(s, p, ok), by)
 			}
 		case s.told:
 		case p.BadSk == 0 && since(p.ClosedNs) > tcp.Linger:
@@ -302,10 +303,10 @@ func ended(s *spike, p tcp.Peer, ok bool) (by string, over bool) {
 }
 
 // known is what there is to say of the end of a spike that is over.
-func known(s *spike, p tcp.Peer, ok bool) tcp.Peer {
+func (o *Observer) known(s *spike, p tcp.Peer, ok bool) tcp.Peer {
 	switch {
 	case !ok:
-		return tcp.Peer{WorstUs: s.start.RttUs, BadNs: bpf.Now()}
+		return tcp.Peer{WorstUs: s.start.RttUs, BadNs: o.now()}
 	case p.SpikeNs != 0:
 		// The rest is of the next spike.
 		return tcp.Peer{WorstUs: s.start.RttUs, BadNs: p.SpikeNs}
@@ -336,7 +337,7 @@ func (o *Observer) Stop() {
 		p, ok := o.peer(key)
 		by, over := ended(s, p, ok)
 		if over {
-			p = known(s, p, ok)
+			p = o.known(s, p, ok)
 		} else {
 			by = event.RTTEndedByAgentStopped
 		}

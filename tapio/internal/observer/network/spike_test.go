@@ -26,6 +26,8 @@ type watched struct {
 func watch(t *testing.T) *watched {
 	o, n := open(t)
 	w := &watched{Observer: o, t: t, node: n, peers: map[tcp.PeerKey]tcp.Peer{}}
+	// A machine that has just been started has no hour ago.
+	o.now = now
 	o.peer = func(key tcp.PeerKey) (tcp.Peer, bool) {
 		p, ok := w.peers[key]
 		return p, ok
@@ -33,8 +35,10 @@ func watch(t *testing.T) *watched {
 	return w
 }
 
-// ago is a time of the kernel's clock.
-func ago(d time.Duration) uint64 { return bpf.Now() - uint64(d) }
+// now is the kernel's clock, a day ahead.
+func now() uint64 { return bpf.Now() + uint64(24*time.Hour) }
+
+func ago(d time.Duration) uint64 { return now() - uint64(d) }
 
 // start begins a spike on the kernel side and hands over its record.
 func (w *watched) start(at uint64) *tcp.Event {
@@ -52,7 +56,7 @@ func (w *watched) start(at uint64) *tcp.Event {
 func finish(start *tcp.Event, suppressed uint32) *tcp.Event {
 	r := *start
 	r.Kind = tcp.RTTEnd
-	r.Head.TimeNs = bpf.Now()
+	r.Head.TimeNs = now()
 	r.Head.Suppressed = suppressed
 	r.DurationNs = r.Head.TimeNs - start.Head.TimeNs
 	return &r
@@ -82,11 +86,11 @@ func TestSpikeThatGoesOn(t *testing.T) {
 	start := w.start(ago(time.Hour))
 	// The connection is alive and its last sample is from just now, or even
 	// from after the observer looked at the clock.
-	w.change(start.Peer, func(p *tcp.Peer) { p.BadNs = bpf.Now() + uint64(time.Second) })
+	w.change(start.Peer, func(p *tcp.Peer) { p.BadNs = now() + uint64(time.Second) })
 	w.idle()
 	w.idle()
 	// It closed, from after the look: not longer ago than the linger.
-	w.change(start.Peer, func(p *tcp.Peer) { p.BadSk, p.ClosedNs = 0, bpf.Now()+uint64(time.Second) })
+	w.change(start.Peer, func(p *tcp.Peer) { p.BadSk, p.ClosedNs = 0, now()+uint64(time.Second) })
 	w.idle()
 	w.idle()
 	assert.Empty(t, w.told())
@@ -212,7 +216,7 @@ func TestSpikeAfterSpike(t *testing.T) {
 		w := watch(t)
 		first := w.start(ago(time.Minute))
 		next := ago(2 * time.Second)
-		w.change(first.Peer, func(p *tcp.Peer) { p.SpikeNs, p.BadNs, p.WorstUs = next, bpf.Now(), 500_000 })
+		w.change(first.Peer, func(p *tcp.Peer) { p.SpikeNs, p.BadNs, p.WorstUs = next, now(), 500_000 })
 		w.idle()
 		w.idle()
 		require.Equal(t, []string{event.RTTEndedByRecovered}, w.told())
@@ -242,7 +246,7 @@ func TestManySpikes(t *testing.T) {
 	w := watch(t)
 	key := func(i int) [16]byte { return netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}).As16() }
 	start := func(i int) {
-		r := record(bpf.RTT, tcp.RTTStart, func(r *tcp.Event) { r.Peer.Address, r.RttUs = key(i), 60_000 })
+		r := record(bpf.RTT, tcp.RTTStart, func(r *tcp.Event) { r.Head.TimeNs, r.Peer.Address, r.RttUs = now(), key(i), 60_000 })
 		require.NotNil(t, w.mustHandle(t, r))
 		w.peers[r.Peer] = tcp.Peer{SpikeNs: r.Head.TimeNs, BadNs: ago(forgotten + time.Second), BadSk: 1}
 	}
