@@ -715,9 +715,11 @@ func assertOOM(t *testing.T, l *lab, h *process, limited string) *eventv1.Event 
 	assert.Equal(t, limited, m[event.TapioOOMCgroup])
 	assert.Equal(t, oomLimit, number(event.TapioOOMLimitBytes))
 	assert.InDelta(t, oomLimit, number(event.TapioOOMUsageBytes), float64(os.Getpagesize()))
-	// The kernel's own figure, which leaves out what its CPUs have not yet added up.
-	assert.InDelta(t, oomLimit, number(event.TapioOOMAnonBytes), 8<<20)
-	assert.Equal(t, 0, number(event.TapioOOMShmemBytes))
+	// What the process had before it joined counts, too, and in a small VM the
+	// test binary itself lies in shared memory.
+	assert.Greater(t, number(event.TapioOOMAnonBytes), oomLimit/2)
+	assert.Less(t, number(event.TapioOOMAnonBytes), 2*oomLimit)
+	assert.InDelta(t, sharedMemory+4<<20, number(event.TapioOOMShmemBytes), 12<<20)
 	assert.GreaterOrEqual(t, number(event.TapioOOMFileBytes), 0)
 	assert.Equal(t, h.pid(), m[event.TapioOOMTriggerPID])
 	assert.Equal(t, comm(t), m[event.TapioOOMTriggerName])

@@ -85,6 +85,7 @@ func kill(signal unix.Signal) {
 
 // leaderFirst ends the main thread and, later, the process from another one.
 func leaderFirst(*bufio.Scanner) {
+	runtime.GOMAXPROCS(4) // the main thread takes its processor with it
 	go func() {
 		runtime.LockOSThread()
 		task := fmt.Sprintf("/proc/self/task/%d/stat", os.Getpid())
@@ -105,12 +106,19 @@ func leaderFirst(*bufio.Scanner) {
 
 func init() { runtime.LockOSThread() } // keeps the main goroutine on the main thread, for leaderFirst
 
+// sharedMemory is what allocate uses of it before it goes on with its own.
+const sharedMemory = 12 << 20
+
 // allocate uses memory until it is stopped.
 func allocate(in *bufio.Scanner) {
 	in.Scan() // wait until we are in the right cgroup
 	const chunk = 1 << 20
 	for i := 0; ; i++ {
-		b, err := unix.Mmap(-1, 0, chunk, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+		kind := unix.MAP_PRIVATE
+		if i < sharedMemory/chunk {
+			kind = unix.MAP_SHARED
+		}
+		b, err := unix.Mmap(-1, 0, chunk, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|kind)
 		must(err)
 		for j := 0; j < chunk; j += 4096 {
 			b[j] = 1
