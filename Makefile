@@ -1,0 +1,76 @@
+# `make` lists the targets. Everything that is built goes to bin/, everything
+# that is fetched to .cache/.
+
+MODULES  := ./proto/... ./bpf/... ./shared/... ./tapio/...
+# What loads programs into a kernel is also tested on other kernels.
+ON_KERNELS := ./tapio/internal/agent ./tapio/internal/feed ./bpf ./bpf/cgroup
+PACKAGES := clang-16 llvm-16 libbpf-dev shellcheck cpio qemu-system-x86 debian-archive-keyring xz-utils zstd
+
+export PATH := $(CURDIR)/bin/tools:$(PATH)
+SUDO   := $(if $(filter-out 0,$(shell id -u)),sudo)
+# Test binaries that load programs run as root, the build does not.
+AS_ROOT := $(if $(SUDO),-exec "sudo -E")
+TOOLS  := bin/tools/golangci-lint
+SHELL  := /bin/bash -o pipefail
+
+.DEFAULT_GOAL := help
+.PHONY: help setup generate build run test lint test-kernels bench fuzz clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(TOOLS) ## install what generate, lint and test-kernels need (apt, Go tools)
+	$(SUDO) apt-get update -qq
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES)
+
+$(TOOLS): tools/go.mod tools/go.sum
+	GOWORK=off CGO_ENABLED=0 go build -C tools -p 2 -trimpath -o ../bin/tools/ tool
+	@touch $(TOOLS)
+
+bin/tools/testrun: $(wildcard tools/testrun/*.go)
+	GOWORK=off CGO_ENABLED=0 go build -C tools/testrun -trimpath -o ../../bin/tools/testrun .
+
+generate: $(TOOLS) ## make the code that is generated from protobuf, BPF and the event registry
+	cd proto && buf generate
+	cd bpf && go generate ./...
+	cd shared && go generate ./...
+
+build: ## build bin/tapio and print its size
+	CGO_ENABLED=0 go build -buildvcs=auto -trimpath -ldflags '-s -w' -o bin/tapio ./tapio/cmd/tapio
+	@printf 'bin/tapio: %s bytes\n' "$$(stat -c %s bin/tapio)"
+
+run: build ## run the agent on this machine: anomalies, one a line (FLAGS="--output json")
+	$(SUDO) bin/tapio $(FLAGS)
+
+test: bin/tools/testrun ## run all tests on this machine's kernel
+	go test -p 2 -race -short -count=1 $(AS_ROOT) -json $(MODULES) 2>&1 | \
+		testrun -allow-skip '^github.com/yairfalse/tapio/bpf/kernels/'
+	GOWORK=off go test -C tools/testrun -json ./... | testrun
+
+lint: $(TOOLS) ## check style, imports, and that generated code is current
+	golangci-lint run $(MODULES)
+	cd tools/testrun && GOWORK=off golangci-lint run ./...
+	cd proto && buf lint && buf format -d --exit-code
+	tools/check-generated.sh
+	shellcheck .ci/run bpf/kernels/fetch bpf/kernels/test tools/*.sh
+
+test-kernels: bin/tools/testrun ## run the kernel tests in virtual machines, from 5.10 to the newest
+	bpf/kernels/fetch
+	CGO_ENABLED=0 go build -o bin/kernel-init ./bpf/kernels/init
+	CGO_ENABLED=0 go build -o bin/kernel-exec ./bpf/kernels/exec
+	bpf/kernels/test $(ON_KERNELS)
+	go test -count=1 -json ./bpf/kernels/... | testrun
+
+bench: ## measure: the cost of a program run, of a record, of a look-up
+	go test -run '^$$' -bench . -benchmem $(AS_ROOT) ./bpf/tcp ./tapio/internal/feed ./tapio/internal/owner ./shared/event
+
+fuzz: ## try every decoder and parser with odd input for FUZZTIME (10s) each
+	@set -e; for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' proto bpf shared tapio | xargs -n1 dirname | sort -u); do \
+		for target in $$(grep -ho '^func Fuzz[A-Za-z0-9]*' $$dir/*_test.go | cut -c6-); do \
+			echo "$$dir $$target"; \
+			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(or $(FUZZTIME),10s) -fuzzminimizetime 20x -parallel 2 ./$$dir; \
+		done; \
+	done
+
+clean: ## remove what was built and fetched
+	rm -rf bin .cache
