@@ -211,12 +211,21 @@ func (a *Attachment) Close() error {
 	return err
 }
 
-// mapBytes asks the kernel; it is 0 when the kernel does not tell.
+// mapBytes is what the kernel tells, but not less than the content must take:
+// kernels up to 6.3 leave things out, the ring buffer's pages among them.
 func mapBytes(m *ebpf.Map) uint64 {
+	entry := uint64(m.KeySize()) + uint64(m.ValueSize())
+	switch m.Type() {
+	case ebpf.RingBuf:
+		entry = 1
+	case ebpf.PerCPUArray:
+		entry = uint64(m.ValueSize()) * uint64(ebpf.MustPossibleCPU())
+	}
+	content := uint64(m.MaxEntries()) * entry
 	info, err := m.Info()
 	if err != nil {
-		return 0
+		return content
 	}
-	bytes, _ := info.Memlock()
-	return bytes
+	told, _ := info.Memlock()
+	return max(content, told)
 }
