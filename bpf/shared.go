@@ -212,8 +212,13 @@ func (a *Attachment) Close() error {
 }
 
 // mapBytes is what the kernel tells, but not less than the content must take:
-// kernels up to 6.3 leave things out, the ring buffer's pages among them.
+// kernels up to 6.3 leave things out, the ring buffer's pages among them. It is
+// 0 when the kernel does not answer at all.
 func mapBytes(m *ebpf.Map) uint64 {
+	info, err := m.Info()
+	if err != nil {
+		return 0
+	}
 	entry := uint64(m.KeySize()) + uint64(m.ValueSize())
 	switch m.Type() {
 	case ebpf.RingBuf:
@@ -221,11 +226,6 @@ func mapBytes(m *ebpf.Map) uint64 {
 	case ebpf.PerCPUArray:
 		entry = uint64(m.ValueSize()) * uint64(ebpf.MustPossibleCPU())
 	}
-	content := uint64(m.MaxEntries()) * entry
-	info, err := m.Info()
-	if err != nil {
-		return content
-	}
 	told, _ := info.Memlock()
-	return max(content, told)
+	return max(told, uint64(m.MaxEntries())*entry)
 }
