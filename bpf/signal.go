@@ -17,9 +17,9 @@ const (
 	PeerTimeout        = Signal(mapsSignalSIGNAL_PEER_TIMEOUT)     // an established connection
 	PeerUnreachable    = Signal(mapsSignalSIGNAL_PEER_UNREACHABLE) // an established connection
 	PeerLostLate       = Signal(mapsSignalSIGNAL_PEER_LOST_LATE)   // when we had closed already
-	RTT                = Signal(mapsSignalSIGNAL_RTT)               // one a sample
-	Retransmit         = Signal(mapsSignalSIGNAL_RETRANSMIT)        // one a segment
-	RetransmitSYN      = Signal(mapsSignalSIGNAL_RETRANSMIT_SYN)    // one a segment
+	RTT                = Signal(mapsSignalSIGNAL_RTT)              // one a sample
+	Retransmit         = Signal(mapsSignalSIGNAL_RETRANSMIT)       // one a segment
+	RetransmitSYN      = Signal(mapsSignalSIGNAL_RETRANSMIT_SYN)   // one a segment
 	ExitCode           = Signal(mapsSignalSIGNAL_EXIT_CODE)
 	ExitSignal         = Signal(mapsSignalSIGNAL_EXIT_SIGNAL)
 	ExitStopped        = Signal(mapsSignalSIGNAL_EXIT_STOPPED) // by SIGTERM

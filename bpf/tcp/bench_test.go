@@ -8,6 +8,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -24,27 +25,27 @@ func BenchmarkPrograms(b *testing.B) {
 	}
 	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
 	require.NoError(b, err)
-	defer stats.Close()
+	defer func() { assert.NoError(b, stats.Close()) }()
 	shared, err := bpf.NewShared()
 	require.NoError(b, err)
-	defer shared.Close()
+	defer func() { assert.NoError(b, shared.Close()) }()
 	signal, err := Attach(shared, Options{})
 	require.NoError(b, err)
-	defer signal.Close()
+	defer func() { assert.NoError(b, signal.Close()) }()
 
 	floor, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: "floor", Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp, AttachTo: "inet_sock_set_state", License: "GPL",
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
 	})
 	require.NoError(b, err)
-	defer floor.Close()
+	defer func() { assert.NoError(b, floor.Close()) }()
 	attached, err := link.AttachTracing(link.TracingOptions{Program: floor})
 	require.NoError(b, err)
-	defer attached.Close()
+	defer func() { assert.NoError(b, attached.Close()) }()
 
 	server, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(b, err)
-	defer server.Close()
+	defer func() { assert.NoError(b, server.Close()) }()
 	go func() {
 		for {
 			c, err := server.Accept()
@@ -76,7 +77,7 @@ func BenchmarkPrograms(b *testing.B) {
 
 // answer lets the client close first and keeps ephemeral ports from running out.
 func answer(c net.Conn) {
-	defer c.Close()
+	defer func() { _ = c.Close() }() // the client sees what went wrong
 	buf := make([]byte, 16)
 	if _, err := c.Read(buf); err != nil {
 		return

@@ -76,7 +76,7 @@ func (a *archive) file(name, source string) {
 		a.fail(err)
 		return
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }() // only read
 	info, err := file.Stat()
 	switch {
 	case err != nil:

@@ -108,7 +108,7 @@ func run(ctx context.Context, cfg config, stdout, stderr io.Writer) (status int,
 	if err != nil {
 		return exitNoResult, err
 	}
-	defer image.Close()
+	defer func() { _ = image.Close() }() // without a name: gone with it
 	vm := machine{
 		kernel:    filepath.Join(cfg.kernel, "vmlinuz"),
 		initramfs: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), image.Fd()),
@@ -149,7 +149,7 @@ func buildInitramfs(cfg config) (_ *os.File, err error) {
 	}
 	defer func() {
 		if err != nil {
-			file.Close()
+			_ = file.Close() // err says more
 		}
 	}()
 	if err := os.Remove(file.Name()); err != nil {
@@ -168,7 +168,7 @@ func checkStatic(test string) error {
 	if err != nil {
 		return fmt.Errorf("read the test binary: %w", err)
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }() // only read
 	for _, program := range file.Progs {
 		if program.Type == elf.PT_INTERP {
 			return fmt.Errorf("%s is not static: build it with CGO_ENABLED=0", test)

@@ -158,7 +158,7 @@ func loadModule(path string) error {
 	if err != nil {
 		return err
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }() // only read
 	return unix.FinitModule(int(file.Fd()), "", 0)
 }
 
@@ -167,7 +167,7 @@ func raiseLoopback() error {
 	if err != nil {
 		return fmt.Errorf("raise the loopback interface: %w", err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }() // nothing is written to it
 	request, err := unix.NewIfreq("lo")
 	if err != nil {
 		return fmt.Errorf("raise the loopback interface: %w", err)
@@ -195,7 +195,7 @@ func runTest() (status int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("run the test: %w", err)
 	}
-	defer null.Close()
+	defer func() { _ = null.Close() }() // only read
 	pid, err := syscall.ForkExec(guest.Test, append([]string{guest.Test}, args...), &syscall.ProcAttr{
 		Dir:   guest.Work,
 		Env:   env,

@@ -81,7 +81,7 @@ func startLab(t *testing.T, change func(*Config)) *lab {
 	go l.read(r)
 	go func() {
 		err := Run(ctx, c)
-		w.Close()
+		_ = w.Close() // the reader's end of file; nothing is buffered
 		l.done <- err
 	}()
 	t.Cleanup(l.stop)
@@ -96,12 +96,12 @@ func startLab(t *testing.T, change func(*Config)) *lab {
 func freePort(t *testing.T) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	defer l.Close()
+	defer func() { assert.NoError(t, l.Close()) }()
 	return l.Addr().String()
 }
 
 func (l *lab) read(r io.ReadCloser) {
-	defer r.Close()
+	defer func() { _ = r.Close() }() // only read
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
@@ -190,7 +190,7 @@ func (l *lab) metric(t *testing.T, name string, labels map[string]string) float6
 	t.Helper()
 	resp, err := http.Get("http://" + l.listen + "/metrics")
 	require.NoError(t, err)
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }() // only read
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(resp.Body)
 	require.NoError(t, err)
@@ -315,7 +315,7 @@ func (l *lab) start(t *testing.T, name string, o helperOptions) *process {
 	if o.cgroup != "" {
 		dir, err := os.Open(o.cgroup)
 		require.NoError(t, err)
-		defer dir.Close()
+		defer func() { _ = dir.Close() }() // only read
 		cmd.SysProcAttr.UseCgroupFD = true
 		cmd.SysProcAttr.CgroupFD = int(dir.Fd())
 	}
@@ -326,7 +326,7 @@ func (l *lab) start(t *testing.T, name string, o helperOptions) *process {
 	require.NoError(t, cmd.Start())
 	p := &process{t: t, cmd: cmd, in: in, out: bufio.NewScanner(out)}
 	t.Cleanup(func() {
-		in.Close()
+		_ = in.Close() // it may have ended already
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
@@ -350,7 +350,9 @@ func (p *process) hear() string {
 // wait waits for the end and returns its status.
 func (p *process) wait() syscall.WaitStatus {
 	_ = p.cmd.Wait() // that it fails is what the test wants
-	return p.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	status, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	require.True(p.t, ok)
+	return status
 }
 
 func pid(p *process) map[string]string { return map[string]string{event.ProcessPID: p.pid()} }

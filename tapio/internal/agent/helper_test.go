@@ -96,15 +96,16 @@ func leaderFirst(*bufio.Scanner) {
 			}
 			runtime.Gosched()
 		}
-		unix.RawSyscall(unix.SYS_EXIT_GROUP, 4, 0, 0)
+		_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, 4, 0, 0)
 	}()
 	if unix.Gettid() != os.Getpid() {
 		fatal("not on the main thread")
 	}
-	unix.RawSyscall(unix.SYS_EXIT, 0, 0, 0)
+	_, _, _ = unix.RawSyscall(unix.SYS_EXIT, 0, 0, 0)
 }
 
-func init() { runtime.LockOSThread() } // keeps the main goroutine on the main thread, for leaderFirst
+//nolint:gochecknoinits // leaderFirst needs the main thread, and only init runs on it for sure
+func init() { runtime.LockOSThread() }
 
 // sharedMemory is what allocate uses of it before it goes on with its own.
 const sharedMemory = 12 << 20
@@ -131,7 +132,7 @@ func refused(in *bufio.Scanner) {
 	for in.Scan() {
 		c, err := net.Dial("tcp", in.Text())
 		if err == nil {
-			c.Close()
+			_ = c.Close()
 			fatal("somebody listens on %s", in.Text())
 		}
 		say("%v", err)
@@ -160,7 +161,9 @@ func refusedBurst(in *bufio.Scanner) {
 func reset(in *bufio.Scanner) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)
-	say("%d", l.Addr().(*net.TCPAddr).Port)
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	must(err)
+	say("%s", port)
 	for in.Scan() {
 		c, err := net.Dial("tcp", l.Addr().String())
 		must(err)
@@ -174,12 +177,21 @@ func reset(in *bufio.Scanner) {
 		must(err)
 		_, err = cutter.Read(make([]byte, 16))
 		must(err)
-		must(cutter.(*net.TCPConn).SetLinger(0))
-		must(cutter.Close())
+		cut(cutter)
 		_, err = victim.Read(make([]byte, 1))
 		must(victim.Close())
 		say("%v", err)
 	}
+}
+
+// cut closes a connection with a reset instead of a farewell.
+func cut(c net.Conn) {
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		fatal("%T is not TCP", c)
+	}
+	must(tcp.SetLinger(0))
+	must(tcp.Close())
 }
 
 // noPort uses up the only local port of its network namespace.
@@ -274,7 +286,7 @@ func serveEcho(address string) {
 		c, err := l.Accept()
 		must(err)
 		go func() {
-			defer c.Close()
+			defer func() { _ = c.Close() }() // the client sees what went wrong
 			buf := make([]byte, 4096)
 			for {
 				n, err := c.Read(buf)
@@ -295,7 +307,7 @@ func kernelTimeout(address string) error {
 	must(err)
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	must(err)
-	defer unix.Close(fd)
+	defer func() { must(unix.Close(fd)) }()
 	must(unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_SYNCNT, 1))
 	return unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()})
 }
@@ -326,7 +338,7 @@ func openPath() *tunPath {
 
 	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	must(err)
-	defer unix.Close(s)
+	defer func() { must(unix.Close(s)) }()
 	near := netip.MustParseAddr(nearEnd).As4()
 	must(ifr.SetInet4Addr(near[:]))
 	must(unix.IoctlIfreq(s, unix.SIOCSIFADDR, ifr))
@@ -345,7 +357,7 @@ func setUp(device string) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(s)
+	defer func() { must(unix.Close(s)) }()
 	ifr, err := unix.NewIfreq(device)
 	if err != nil {
 		return err
