@@ -51,18 +51,30 @@ const volatile bool oom_is_told = true;
 #define SIGNAL_GROUP_EXIT 4
 #define SHELL_TERMINATED (128 + SIGTERM)
 
-static __always_inline bool is_container_init(struct task_struct *leader)
+/* Cleared in pid_namespace.pid_allocated when the namespace's process 1 has ended. */
+#define PIDNS_ADDING (1u << 31)
+
+/* Where a process stands in its own pid namespace. */
+enum standing {
+	STANDING_OTHER,
+	STANDING_INIT, /* it is process 1 of a container */
+	STANDING_ORPHAN, /* process 1 has ended, and the kernel kills the rest */
+};
+
+static __always_inline enum standing standing_of(struct task_struct *leader)
 {
 	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
 	unsigned int level = BPF_CORE_READ(pid, level);
-	struct upid *numbers = __builtin_preserve_access_index(&pid->numbers[0]);
-	struct upid nr;
+	struct upid *own = (void *)__builtin_preserve_access_index(&pid->numbers[0]);
 
 	if (!level || level > 32)
-		return false;
-	bpf_probe_read_kernel(&nr, sizeof(nr),
-			      (void *)numbers + level * bpf_core_type_size(struct upid));
-	return nr.nr == 1;
+		return STANDING_OTHER;
+	own = (void *)own + level * bpf_core_type_size(struct upid);
+	if (BPF_CORE_READ(own, nr) == 1)
+		return STANDING_INIT;
+	if (!(BPF_CORE_READ(own, ns, pid_allocated) & PIDNS_ADDING))
+		return STANDING_ORPHAN;
+	return STANDING_OTHER;
 }
 
 static __always_inline __u32 hash(const char *comm, __u32 code)
@@ -94,15 +106,18 @@ int BPF_PROG(process_exit, struct task_struct *task)
 	struct process id = { .start_ns = leader->start_boottime, .pid = leader->tgid };
 	__u8 yes = 1;
 
-	if (bpf_map_update_elem(&told, &id, &yes, BPF_NOEXIST))
+	if (bpf_map_update_elem(&told, &id, &yes, BPF_NOEXIST) == -EEXIST)
 		return 0;
 
 	__u32 code = status >> 8 & 0xff, signal = status & 0x7f;
 	__u32 what = signal ? SIGNAL_EXIT_SIGNAL : SIGNAL_EXIT_CODE;
+	enum standing standing = standing_of(leader);
 	__u32 suppressed = 0;
 
-	/* An ordered stop: the runtime, systemd or a person asked for it. */
-	if (signal == SIGTERM || code == SHELL_TERMINATED)
+	/* An ordered stop: the runtime, systemd or a person asked for it, or
+	 * the container has ended and takes this one along. */
+	if (signal == SIGTERM || code == SHELL_TERMINATED ||
+	    (signal == SIGKILL && standing == STANDING_ORPHAN))
 		what = SIGNAL_EXIT_STOPPED;
 	if (oom_is_told && signal == SIGKILL && group->oom_mm)
 		what = SIGNAL_EXIT_OOM;
@@ -113,11 +128,10 @@ int BPF_PROG(process_exit, struct task_struct *task)
 
 	struct owner o = { .pid = id.pid };
 	__u64 now = bpf_ktime_get_ns();
-	bool init = is_container_init(leader);
 
 	task_cgroup(task, &o);
 	BPF_CORE_READ_STR_INTO(&o.comm, leader, comm);
-	if (!signal && !init) {
+	if (!signal && standing != STANDING_INIT) {
 		struct limit_key habit = { .cgroup_id = o.cgroup_id,
 					   .hierarchy = o.hierarchy,
 					   .what = hash(o.comm, code) };
@@ -137,7 +151,7 @@ int BPF_PROG(process_exit, struct task_struct *task)
 	e->code = code;
 	e->signal = signal;
 	e->core_dumped = !!(status & 0x80);
-	e->container_init = init;
+	e->container_init = standing == STANDING_INIT;
 	e->parent_pid = BPF_CORE_READ(leader, real_parent, tgid);
 	BPF_CORE_READ_STR_INTO(&e->parent_comm, leader, real_parent, group_leader, comm);
 	submit(e, what, 1, now, false);

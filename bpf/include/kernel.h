@@ -72,6 +72,7 @@ enum {
 #define AF_INET6 10
 #define IPPROTO_TCP 6
 
+#define EEXIST 17
 #define EPIPE 32
 #define ENETDOWN 100
 #define ENETUNREACH 101
@@ -138,8 +139,13 @@ struct mem_cgroup {
 
 /* Tasks. */
 
+struct pid_namespace {
+	unsigned int pid_allocated;
+};
+
 struct upid {
 	int nr;
+	struct pid_namespace *ns;
 };
 
 struct pid {
@@ -198,6 +204,11 @@ struct trace_event_raw_mark_victim___task {
 	unsigned long anon_rss;
 };
 
+/* Present where the tracepoint also tells of attempts that sent nothing. */
+struct trace_event_raw_tcp_retransmit_skb___err {
+	int err;
+};
+
 /* Sockets. */
 
 struct in6_addr {
@@ -254,6 +265,7 @@ struct inet_connection_sock {
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u32 srtt_us;
+	__u32 snd_una;
 	__u32 packets_out;
 	__u32 rcv_tstamp;
 	__u32 segs_out;

@@ -43,6 +43,20 @@ struct {
 	__uint(max_entries, 256);
 } killed SEC(".maps");
 
+struct process {
+	__u64 start_ns;
+	__u32 pid;
+	__u32 pad;
+};
+
+/* Each thread of a victim that still allocates is marked once more. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct process);
+	__type(value, __u8);
+	__uint(max_entries, 1024);
+} told SEC(".maps");
+
 const volatile __u64 page_bytes = 4096;
 
 #define MAX_DEPTH 24
@@ -175,9 +189,22 @@ int mark_victim(struct bpf_raw_tracepoint_args *ctx)
 		if (noted && BPF_CORE_READ((struct task_struct *)*noted, pid) == o.pid) {
 			victim = (void *)*noted;
 			o.pid = BPF_CORE_READ(victim, tgid);
+		} else if (BPF_CORE_READ(trigger, pid) == o.pid) {
+			/* It was dying already. */
+			victim = trigger;
+			o.pid = BPF_CORE_READ(victim, tgid);
 		}
 	}
 	if (victim) {
+		struct process id = { .start_ns = BPF_CORE_READ(victim, group_leader,
+								start_boottime),
+				      .pid = o.pid };
+		__u8 yes = 1;
+
+		if (bpf_map_update_elem(&told, &id, &yes, BPF_NOEXIST) == -EEXIST) {
+			normal(SIGNAL_OOM_KILL, 1);
+			return 0;
+		}
 		task_cgroup(victim, &o);
 		BPF_CORE_READ_STR_INTO(&o.comm, victim, group_leader, comm);
 	}

@@ -62,6 +62,13 @@ type oomOomEvent struct {
 	Pad            [6]uint8
 }
 
+type oomProcess struct {
+	_       structs.HostLayout
+	StartNs uint64
+	Pid     uint32
+	Pad     uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -70,6 +77,7 @@ const (
 	oomMapEvents          = "events"
 	oomMapKilled          = "killed"
 	oomMapLimits          = "limits"
+	oomMapTold            = "told"
 	oomMapWoken           = "woken"
 	oomProgMarkVictim     = "mark_victim"
 	oomProgNoteKill       = "note_kill"
@@ -133,6 +141,7 @@ type oomMapSpecs struct {
 	Events   *ebpf.MapSpec `ebpf:"events"`
 	Killed   *ebpf.MapSpec `ebpf:"killed"`
 	Limits   *ebpf.MapSpec `ebpf:"limits"`
+	Told     *ebpf.MapSpec `ebpf:"told"`
 	Woken    *ebpf.MapSpec `ebpf:"woken"`
 }
 
@@ -170,6 +179,7 @@ type oomMaps struct {
 	Events   *ebpf.Map `ebpf:"events"`
 	Killed   *ebpf.Map `ebpf:"killed"`
 	Limits   *ebpf.Map `ebpf:"limits"`
+	Told     *ebpf.Map `ebpf:"told"`
 	Woken    *ebpf.Map `ebpf:"woken"`
 }
 
@@ -179,6 +189,7 @@ func (m *oomMaps) Close() error {
 		m.Events,
 		m.Killed,
 		m.Limits,
+		m.Told,
 		m.Woken,
 	)
 }

@@ -72,16 +72,15 @@ const enum role unused_role __attribute__((unused));
 const enum tcp_event_kind unused_kind __attribute__((unused));
 
 /*
- * Whom a socket belongs to and since when, noted when it is made. Every healthy
- * connection pays for this and for one sample, and what it pays is cache lines:
- * so the table is an array, an entry is half a line, and nobody cleans up. A
- * newer socket that falls on the same entry overwrites it; the tag tells.
+ * Who dials, and since when. Every healthy connection pays for this, and what
+ * it pays is cache lines: so the table is an array, an entry is half a line,
+ * and nobody cleans up. The tag says whether an entry is of this very socket:
+ * it is made of the socket's address and the peer's, because a socket that is
+ * freed leaves its own address to the next.
  */
 struct recent {
 	__u32 tag;
-	__u32 pid : 30;
-	__u32 server : 1; /* accepted: pid and comm are the listener's */
-	__u32 watched : 1; /* has an entry in connections */
+	__u32 pid;
 	__u64 since_ns;
 	char comm[COMM_LEN];
 };
@@ -95,16 +94,20 @@ struct {
 	__uint(max_entries, 1 << RECENT_BITS);
 } recent SEC(".maps");
 
-/* A connection that lives on: it needs a place of its own until it closes. */
+/*
+ * A connection that lives on, or that sends again. Nobody cleans up here
+ * either: the entry is of this connection if it has the same initial sequence
+ * number.
+ */
 struct connection {
 	struct owner owner;
-	__u64 since_ns; /* when it was made, 0 when nobody saw it */
+	__u64 since_ns; /* connect(), 0 when nobody saw it */
 	__u64 sampled_ns;
 	__u64 window_ns; /* start of the retransmission window */
 	__u32 window_segments; /* sent before it */
 	__u32 window_retransmits;
 	__u32 role;
-	__u32 pad;
+	__u32 initial_seq;
 };
 
 struct {
@@ -116,14 +119,21 @@ struct {
 
 struct listener_key {
 	__u64 net; /* struct net * */
-	__u64 port;
+	__u32 port;
+	__u32 address[4]; /* zero: any */
+	__u32 pad;
+};
+
+struct listener {
+	struct owner owner;
+	__u64 sk; /* several may share the port */
 };
 
 /* Who listens: accepted connections are theirs. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct listener_key);
-	__type(value, struct owner);
+	__type(value, struct listener);
 	__uint(max_entries, 4096);
 } listeners SEC(".maps");
 
@@ -163,6 +173,11 @@ const volatile __u64 abandoned_ns = SECOND / 2;
  * is a spike on every fast path.
  */
 const volatile __u32 rtt_floor_us = 5000;
+/*
+ * Once data flows, what is measured may be the peer's delayed acknowledgement
+ * (40 ms) or the time that its application takes to answer, whichever is less.
+ */
+const volatile __u32 rtt_live_floor_us = 50000;
 const volatile __u32 rtt_limit_us = 500000;
 /* A spike that lasts this long has become what is normal. */
 const volatile __u64 rtt_normal_ns = 15 * 60 * SECOND;
@@ -201,14 +216,12 @@ static __always_inline __u64 sock_cgroup(struct sock *sk)
 	return BPF_CORE_READ((struct cgroup *)(val & ~3ULL), kn, id);
 }
 
-static __always_inline void map_v4(__u8 *to, __be32 address)
+static __always_inline void map_v4(__u32 *to, __be32 address)
 {
-	__u32 *words = (__u32 *)to;
-
-	words[0] = 0;
-	words[1] = 0;
-	words[2] = __builtin_bswap32(0xffff);
-	words[3] = address;
+	to[0] = 0;
+	to[1] = 0;
+	to[2] = __builtin_bswap32(0xffff);
+	to[3] = address;
 }
 
 /* Our port. Not skc_num, which is given back before the last change of state. */
@@ -217,77 +230,156 @@ static __always_inline __u16 local_port(struct tcp_sock *tp)
 	return __builtin_bswap16(tp->inet_conn.icsk_inet.inet_sport);
 }
 
-static __always_inline struct listener_key listener_key(struct sock *sk, __u16 port)
+static __always_inline bool is_ipv6(struct sock *sk)
 {
-	struct listener_key key = {
-		.net = (__u64)sk->__sk_common.skc_net.net,
-		.port = port,
-	};
-	return key;
+	/* A kernel without IPv6 has no such addresses in its sockets. */
+	return bpf_core_field_exists(sk->__sk_common.skc_v6_daddr) &&
+	       sk->__sk_common.skc_family == AF_INET6;
 }
 
-static __always_inline __u32 tag_of(struct sock *sk)
+static __always_inline void local_address(struct sock *sk, __u32 *to)
+{
+	if (is_ipv6(sk)) {
+		to[0] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[0];
+		to[1] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[1];
+		to[2] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[2];
+		to[3] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[3];
+	} else {
+		map_v4(to, sk->__sk_common.skc_rcv_saddr);
+	}
+}
+
+static __always_inline void peer_address(struct sock *sk, __u32 *to)
+{
+	if (is_ipv6(sk)) {
+		to[0] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[0];
+		to[1] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[1];
+		to[2] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[2];
+		to[3] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[3];
+	} else {
+		map_v4(to, sk->__sk_common.skc_daddr);
+	}
+}
+
+static __always_inline void listener_key(struct sock *sk, __u16 port, struct listener_key *key)
+{
+	key->net = (__u64)sk->__sk_common.skc_net.net;
+	key->port = port;
+	local_address(sk, key->address);
+	/* 0.0.0.0 and :: are the same place. */
+	if (!key->address[0] && !key->address[1] && !key->address[3])
+		key->address[2] = 0;
+}
+
+/* listener_of an accepted socket: at its address, else at any. */
+static __always_inline struct listener *listener_of(struct sock *sk, __u16 port)
+{
+	struct listener_key key = {};
+	struct listener *l;
+
+	listener_key(sk, port, &key);
+	l = bpf_map_lookup_elem(&listeners, &key);
+	if (l)
+		return l;
+	__builtin_memset(key.address, 0, sizeof(key.address));
+	return bpf_map_lookup_elem(&listeners, &key);
+}
+
+/* place_of a socket in the array of the recent ones, and what must stand there. */
+static __always_inline struct recent *place_of(struct sock *sk, __u32 *tag)
 {
 	__u64 address = 0;
+	__u32 slot;
 
 	/* The verifier allows no arithmetic on a pointer that it follows. */
 	bpf_probe_read_kernel(&address, sizeof(address), &sk);
-	/* Sockets are aligned to cache lines; the upper half is the same for all. */
-	return address >> 6;
-}
-
-static __always_inline struct recent *recent_of(__u32 tag)
-{
-	__u32 slot = tag * 2654435769u >> (32 - RECENT_BITS);
-
+	address *= 0x9e3779b97f4a7c15ULL;
+	*tag = (__u32)(address >> 16) ^ (__u32)sk->__sk_common.skc_dport << 16;
+	if (is_ipv6(sk))
+		*tag ^= sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[3];
+	else
+		*tag ^= sk->__sk_common.skc_daddr;
+	slot = address >> (64 - RECENT_BITS);
 	return bpf_map_lookup_elem(&recent, &slot);
 }
 
-/* known returns what was noted of this very socket. */
-static __always_inline struct recent *known(struct sock *sk)
+/* dialled copies what was noted of this very socket when it dialled. */
+static __always_inline bool dialled(struct sock *sk, struct recent *copy)
 {
-	__u32 tag = tag_of(sk);
-	struct recent *r = recent_of(tag);
+	__u32 tag;
+	struct recent *r = place_of(sk, &tag);
 
-	return r && r->tag == tag ? r : NULL;
+	if (!r || r->tag != tag)
+		return false;
+	*copy = *r;
+	barrier();
+	/* Another socket may have taken the place meanwhile. */
+	return *(volatile __u32 *)&r->tag == tag;
 }
+
+static __always_inline __u32 initial_seq(struct tcp_sock *tp)
+{
+	return tp->snd_una - (__u32)tp->bytes_acked;
+}
+
+/* watched returns the entry of this very connection, or NULL. */
+static __always_inline struct connection *watched(struct sock *sk, struct tcp_sock *tp)
+{
+	__u64 id = (__u64)sk;
+	struct connection *c = bpf_map_lookup_elem(&connections, &id);
+
+	return c && c->initial_seq == initial_seq(tp) ? c : NULL;
+}
+
+/* Ports from here on are ephemeral by default. */
+#define EPHEMERAL 32768
 
 /*
- * role_of a socket: as noted, or where nobody saw it being made (it is older
- * than the agent) the side with the lower port is the service.
+ * identify says which side of the connection this is and whose. It may look at
+ * four maps, so it is for sockets that there is something to tell of. Where
+ * nobody saw the socket or its listener being made (they are older than the
+ * agent) a port tells the service, if only one of the two can be one.
  */
-static __always_inline __u32 role_of(struct tcp_sock *tp, struct sock *sk, const struct recent *r,
-				     const struct connection *c)
+static __noinline void identify(struct sock *sk, const struct connection *c, struct owner *o,
+				__u32 *role, __u64 *since_ns)
 {
-	if (c)
-		return c->role;
-	if (r)
-		return r->server ? ROLE_SERVER : ROLE_CLIENT;
-	return local_port(tp) <= __builtin_bswap16(sk->__sk_common.skc_dport) ? ROLE_SERVER :
-										  ROLE_CLIENT;
-}
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct recent r = {};
+	struct listener *l;
 
-/* identify fills in whose socket this is. */
-static __always_inline void identify(struct tcp_sock *tp, struct sock *sk, __u32 role,
-				     const struct recent *r, const struct connection *c,
-				     struct owner *o)
-{
-	__builtin_memset(o, 0, sizeof(*o));
+	if (!tp)
+		return;
 	if (c) {
 		*o = c->owner;
+		*role = c->role;
+		*since_ns = c->since_ns;
 		return;
 	}
-	if (role == ROLE_SERVER) {
-		struct listener_key key = listener_key(sk, local_port(tp));
-		struct owner *listener = bpf_map_lookup_elem(&listeners, &key);
-
-		if (listener)
-			*o = *listener;
-	} else if (r) {
-		o->pid = r->pid;
-		__builtin_memcpy(o->comm, r->comm, COMM_LEN);
-	}
 	o->cgroup_id = sock_cgroup(sk);
+	o->hierarchy = 0;
+	if (dialled(sk, &r)) {
+		o->pid = r.pid;
+		__builtin_memcpy(o->comm, r.comm, COMM_LEN);
+		*role = ROLE_CLIENT;
+		*since_ns = r.since_ns;
+		return;
+	}
+
+	__u16 ours = local_port(tp), theirs = __builtin_bswap16(sk->__sk_common.skc_dport);
+
+	l = listener_of(sk, ours);
+	if (l) {
+		*role = ROLE_SERVER;
+		/* Containers of one network namespace may share a port. */
+		if (l->owner.cgroup_id == o->cgroup_id) {
+			o->pid = l->owner.pid;
+			__builtin_memcpy(o->comm, l->owner.comm, COMM_LEN);
+		}
+	} else if (ours < EPHEMERAL && theirs >= EPHEMERAL) {
+		*role = ROLE_SERVER;
+	} else if (ours >= EPHEMERAL && theirs < EPHEMERAL) {
+		*role = ROLE_CLIENT;
+	}
 }
 
 static __always_inline void peer_key(struct tcp_sock *tp, struct sock *sk, __u32 role,
@@ -298,32 +390,14 @@ static __always_inline void peer_key(struct tcp_sock *tp, struct sock *sk, __u32
 	key->role = role;
 	key->port = role == ROLE_SERVER ? local_port(tp) :
 					  __builtin_bswap16(sk->__sk_common.skc_dport);
-	if (sk->__sk_common.skc_family == AF_INET6) {
-		__u32 *to = (__u32 *)key->address;
-
-		to[0] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[0];
-		to[1] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[1];
-		to[2] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[2];
-		to[3] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[3];
-	} else {
-		map_v4(key->address, sk->__sk_common.skc_daddr);
-	}
+	peer_address(sk, (__u32 *)key->address);
 }
 
 static __always_inline void fill(struct tcp_event *e, struct sock *sk, struct tcp_sock *tp,
 				 const struct peer_key *key, __u32 kind, __u32 state)
 {
 	e->peer = *key;
-	if (sk->__sk_common.skc_family == AF_INET6) {
-		__u32 *to = (__u32 *)e->local_address;
-
-		to[0] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[0];
-		to[1] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[1];
-		to[2] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[2];
-		to[3] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[3];
-	} else {
-		map_v4(e->local_address, sk->__sk_common.skc_rcv_saddr);
-	}
+	local_address(sk, (__u32 *)e->local_address);
 	e->local_port = local_port(tp);
 	e->peer_port = __builtin_bswap16(sk->__sk_common.skc_dport);
 	e->family = sk->__sk_common.skc_family;
@@ -342,20 +416,18 @@ static __always_inline void fill(struct tcp_event *e, struct sock *sk, struct tc
 	e->bytes_received = tp->bytes_received;
 }
 
-static __noinline void tell_failure(struct sock *sk, const struct recent *r,
-				    const struct connection *c, __u32 signal, __u32 state)
+static __noinline void tell_failure(struct sock *sk, __u32 signal, __u32 state)
 {
-	__u64 now = bpf_ktime_get_ns(), since = c ? c->since_ns : r ? r->since_ns : 0;
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	__u64 now = bpf_ktime_get_ns(), since = 0;
 	struct peer_key key = {};
+	struct owner o = {};
 	struct tcp_event *e;
-	struct owner o;
+	__u32 role = 0;
 
 	if (!tp)
 		return;
-	__u32 role = role_of(tp, sk, r, c);
-
-	identify(tp, sk, role, r, c, &o);
+	identify(sk, watched(sk, tp), &o, &role, &since);
 	e = RESERVE(struct tcp_event, signal, 1, &o, now);
 	if (!e)
 		return;
@@ -379,23 +451,38 @@ static __always_inline struct peer *peer_of(const struct peer_key *key)
 	return bpf_map_lookup_elem(&peers, key);
 }
 
-/* over says whether a round-trip time is out of what was learned. */
-static __always_inline bool over(const struct peer *p, __u32 rtt)
+/* What sample is told of a round trip. */
+#define LIVE 1 /* measured on data, not on the handshake */
+#define CLOSING 2 /* the last one of its connection */
+
+static __always_inline __u32 floor_of(__u32 flags)
 {
-	if (rtt > rtt_limit_us)
+	return flags & LIVE ? rtt_live_floor_us : rtt_floor_us;
+}
+
+/* A peer whose normal is above the limit is judged by its baseline alone. */
+static __always_inline bool above_limit(const struct peer *p, __u32 rtt, __u32 limit)
+{
+	return rtt > limit && p->baseline_us <= rtt_limit_us;
+}
+
+/* over says whether a round-trip time is out of what was learned. */
+static __always_inline bool over(const struct peer *p, __u32 rtt, __u32 flags)
+{
+	if (above_limit(p, rtt, rtt_limit_us))
 		return true;
 	return p->samples >= SAMPLES_TO_LEARN && rtt > 2 * p->baseline_us &&
-	       rtt - p->baseline_us > rtt_floor_us;
+	       rtt - p->baseline_us > floor_of(flags);
 }
 
 /* back says whether it has returned; half-way is not enough, or a spike at the
  * edge would end and begin with every sample. */
-static __always_inline bool back(const struct peer *p, __u32 rtt)
+static __always_inline bool back(const struct peer *p, __u32 rtt, __u32 flags)
 {
-	if (rtt > rtt_limit_us - rtt_limit_us / 5)
+	if (above_limit(p, rtt, rtt_limit_us - rtt_limit_us / 5))
 		return false;
 	return p->samples < SAMPLES_TO_LEARN || rtt <= p->baseline_us + p->baseline_us / 2 ||
-	       rtt - p->baseline_us <= rtt_floor_us / 2;
+	       rtt - p->baseline_us <= floor_of(flags) / 2;
 }
 
 static __always_inline void learn(struct peer *p, __u32 rtt)
@@ -418,13 +505,13 @@ static __always_inline void learn(struct peer *p, __u32 rtt)
  * to that peer: one event at each end, however many packets and connections.
  */
 static __noinline void judge(struct sock *sk, struct peer *p, const struct peer_key *key,
-			     const struct connection *c, bool closing)
+			     const struct connection *c, __u32 flags)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	__u64 now = bpf_ktime_get_ns();
-	__u32 kind, rtt;
-	__u64 since;
-	struct owner o;
+	__u32 kind, rtt, role = 0;
+	__u64 since, connected = 0;
+	struct owner o = {};
 
 	if (!tp)
 		return;
@@ -433,7 +520,7 @@ static __noinline void judge(struct sock *sk, struct peer *p, const struct peer_
 	if (p->spike_ns && !p->bad_sk && now - p->closed_ns > rtt_linger_ns) {
 		p->spike_ns = 0;
 		p->bad = 0;
-		if (!over(p, rtt)) {
+		if (!over(p, rtt, flags)) {
 			learn(p, rtt);
 			goto nothing;
 		}
@@ -449,7 +536,7 @@ static __noinline void judge(struct sock *sk, struct peer *p, const struct peer_
 		since = now;
 		p->spike_ns = now;
 		p->bad_ns = now;
-		p->bad_sk = closing ? 0 : (__u64)sk;
+		p->bad_sk = flags & CLOSING ? 0 : (__u64)sk;
 		p->closed_ns = now;
 		p->worst_us = rtt;
 		p->good = 0;
@@ -458,14 +545,14 @@ static __noinline void judge(struct sock *sk, struct peer *p, const struct peer_
 
 		if (rtt > p->worst_us)
 			p->worst_us = rtt;
-		if (back(p, rtt)) {
+		if (back(p, rtt, flags)) {
 			p->good++;
 		} else {
 			p->good = 0;
 			p->bad_ns = now;
 			p->bad_sk = (__u64)sk;
 		}
-		if (closing && p->bad_sk == (__u64)sk) {
+		if (flags & CLOSING && p->bad_sk == (__u64)sk) {
 			p->bad_sk = 0;
 			p->closed_ns = now;
 		}
@@ -477,18 +564,26 @@ static __noinline void judge(struct sock *sk, struct peer *p, const struct peer_
 		p->bad = 0;
 	}
 
-	identify(tp, sk, key->role, known(sk), c, &o);
+	identify(sk, c, &o, &role, &connected);
+	__u32 base = p->samples >= SAMPLES_TO_LEARN ? p->baseline_us : 0;
+
+	if (kind == TCP_EVENT_RTT_SETTLED) {
+		p->baseline_us = rtt;
+		p->samples = SAMPLES_TO_LEARN;
+	}
+
 	struct tcp_event *e = RESERVE(struct tcp_event, SIGNAL_RTT, 1, &o, now);
 
-	if (!e)
+	if (!e) {
+		/* No end without a start: the next bad sample tries again. */
+		if (kind == TCP_EVENT_RTT_START)
+			p->spike_ns = 0;
 		return;
+	}
 	fill(e, sk, tp, key, kind, sk->__sk_common.skc_state);
-	if (p->samples >= SAMPLES_TO_LEARN)
-		e->baseline_us = p->baseline_us;
+	e->baseline_us = base;
 	e->worst_us = p->worst_us;
 	e->duration_ns = now - since;
-	if (kind == TCP_EVENT_RTT_SETTLED)
-		p->baseline_us = rtt;
 	submit(e, SIGNAL_RTT, 1, now, false);
 	return;
 nothing:
@@ -497,7 +592,7 @@ nothing:
 
 /* sample takes one smoothed round-trip time: learns from it when it is fine. */
 static __always_inline void sample(struct sock *sk, struct tcp_sock *tp, __u32 role,
-				   const struct connection *c, bool closing)
+				   const struct connection *c, __u32 flags)
 {
 	__u32 rtt = tp->srtt_us >> 3;
 	struct peer_key key = {};
@@ -509,8 +604,8 @@ static __always_inline void sample(struct sock *sk, struct tcp_sock *tp, __u32 r
 	p = peer_of(&key);
 	if (!p)
 		return;
-	if (p->spike_ns || over(p, rtt)) {
-		judge(sk, p, &key, c, closing);
+	if (p->spike_ns || over(p, rtt, flags)) {
+		judge(sk, p, &key, c, flags);
 		return;
 	}
 	learn(p, rtt);
@@ -519,62 +614,80 @@ static __always_inline void sample(struct sock *sk, struct tcp_sock *tp, __u32 r
 
 static __always_inline int listening(struct sock *sk)
 {
-	struct listener_key key = listener_key(sk, sk->__sk_common.skc_num);
-	struct owner o = { .cgroup_id = sock_cgroup(sk),
-			   .pid = bpf_get_current_pid_tgid() >> 32 };
+	struct listener_key key = {};
+	struct listener l = { .owner.cgroup_id = sock_cgroup(sk),
+			      .owner.pid = bpf_get_current_pid_tgid() >> 32,
+			      .sk = (__u64)sk };
 
-	bpf_get_current_comm(o.comm, sizeof(o.comm));
-	bpf_map_update_elem(&listeners, &key, &o, BPF_ANY);
+	listener_key(sk, sk->__sk_common.skc_num, &key);
+	bpf_get_current_comm(l.owner.comm, sizeof(l.owner.comm));
+	bpf_map_update_elem(&listeners, &key, &l, BPF_ANY);
+	return 0;
+}
+
+static __always_inline int stopped_listening(struct sock *sk, __u16 port)
+{
+	struct listener_key key = {};
+	struct listener *l;
+
+	listener_key(sk, port, &key);
+	l = bpf_map_lookup_elem(&listeners, &key);
+	if (l && l->sk == (__u64)sk)
+		bpf_map_delete_elem(&listeners, &key);
 	return 0;
 }
 
 static __always_inline int connecting(struct sock *sk)
 {
-	__u32 tag = tag_of(sk);
-	struct recent *r = recent_of(tag);
+	__u32 tag;
+	struct recent *r = place_of(sk, &tag);
 
 	if (!r)
 		return 0;
-	r->tag = tag;
+	/* The tag goes first and comes last: nobody reads half of each of two. */
+	r->tag = 0;
+	barrier();
 	r->pid = bpf_get_current_pid_tgid() >> 32;
-	r->server = 0;
-	r->watched = 0;
 	r->since_ns = bpf_ktime_get_ns();
 	bpf_get_current_comm(r->comm, sizeof(r->comm));
+	barrier();
+	r->tag = tag;
 	return 0;
 }
 
 static __always_inline int established(struct sock *sk, int from)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	__u32 role = ROLE_CLIENT;
 
 	if (!tp)
 		return 0;
-	if (from == TCP_SYN_RECV) {
-		__u32 tag = tag_of(sk);
-		struct recent *r = recent_of(tag);
-
-		if (!r)
-			return 0;
-		/* Unless two sides have dialled each other at once. */
-		if (r->tag != tag || r->server || !r->pid) {
-			r->tag = tag;
-			r->pid = 0;
-			r->server = 1;
-			r->watched = 0;
-			r->since_ns = bpf_ktime_get_ns();
-			role = ROLE_SERVER;
-		}
-	}
-	sample(sk, tp, role, NULL, false);
+	/* So far below the floor a baseline hardly matters: one in four will do. */
+	if (tp->srtt_us >> 3 < rtt_floor_us / 8 && bpf_get_prandom_u32() & 3)
+		return 0;
+	sample(sk, tp, from == TCP_SYN_SENT ? ROLE_CLIENT : ROLE_SERVER, NULL, 0);
 	return 0;
 }
 
-/* Why a connect failed. */
-static __always_inline __u32 connect_failure(struct sock *sk, struct tcp_sock *tp,
-					     const struct recent *r)
+static __noinline void last_sample(struct sock *sk)
 {
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct connection *c;
+	struct owner o = {};
+	__u64 since = 0;
+	__u32 role = 0;
+
+	if (!tp)
+		return;
+	c = watched(sk, tp);
+	identify(sk, c, &o, &role, &since);
+	sample(sk, tp, role, c, LIVE | CLOSING);
+}
+
+/* Why a connect failed. */
+static __always_inline __u32 connect_failure(struct sock *sk, struct tcp_sock *tp)
+{
+	struct recent r = {};
+
 	switch (sk->sk_err) {
 	case ECONNREFUSED:
 		return SIGNAL_CONNECT_REFUSED;
@@ -588,7 +701,9 @@ static __always_inline __u32 connect_failure(struct sock *sk, struct tcp_sock *t
 		/* No local port was left, or the application closed it. */
 		if (!local_port(tp))
 			return SIGNAL_CONNECT_NO_PORT;
-		if (r && bpf_ktime_get_ns() - r->since_ns >= abandoned_ns)
+		/* With TCP_FASTOPEN_CONNECT nothing may have been sent yet. */
+		if (tp->segs_out && dialled(sk, &r) &&
+		    bpf_ktime_get_ns() - r.since_ns >= abandoned_ns)
 			return SIGNAL_CONNECT_TIMEOUT;
 		return SIGNAL_CONNECT_ABANDONED;
 	}
@@ -620,45 +735,30 @@ static __always_inline __u32 connection_failure(struct sock *sk, int state)
 static __always_inline int closed(struct sock *sk, int from)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	struct connection *c = NULL;
-	__u64 id = (__u64)sk;
-	struct recent *r;
 	__u32 signal;
 
 	if (!tp || from == TCP_CLOSE || from == TCP_SYN_RECV)
 		return 0;
-	if (from == TCP_LISTEN) {
-		struct listener_key key = listener_key(sk, local_port(tp));
-
-		bpf_map_delete_elem(&listeners, &key);
-		return 0;
-	}
-	r = known(sk);
+	if (from == TCP_LISTEN)
+		return stopped_listening(sk, local_port(tp));
 	if (from == TCP_SYN_SENT) {
-		signal = connect_failure(sk, tp, r);
+		signal = connect_failure(sk, tp);
 	} else {
-		if (!r || r->watched)
-			c = bpf_map_lookup_elem(&connections, &id);
 		/* Below the floor it cannot be bad, and others teach the baseline. */
-		if (tp->srtt_us >> 3 > rtt_floor_us)
-			sample(sk, tp, role_of(tp, sk, r, c), c, true);
+		if (tp->srtt_us >> 3 > rtt_live_floor_us)
+			last_sample(sk);
 		signal = connection_failure(sk, from);
 	}
 	switch (signal) {
 	case SIGNAL_COUNT:
-		break;
+		return 0;
 	case SIGNAL_CONNECT_ABANDONED:
 	case SIGNAL_RESET_BY_US:
 	case SIGNAL_PEER_LOST_LATE:
 		normal(signal, 1);
-		break;
-	default:
-		tell_failure(sk, r, c, signal, from);
+		return 0;
 	}
-	if (r)
-		r->tag = 0;
-	if (c)
-		bpf_map_delete_elem(&connections, &id);
+	tell_failure(sk, signal, from);
 	return 0;
 }
 
@@ -683,21 +783,14 @@ int BPF_PROG(set_state, struct sock *sk, int from, int to)
 /* watch returns the entry of a connection that lives on, made now if need be. */
 static __always_inline struct connection *watch(struct sock *sk, struct tcp_sock *tp)
 {
+	struct connection *c = watched(sk, tp), fresh = {};
 	__u64 id = (__u64)sk;
-	struct connection *c = bpf_map_lookup_elem(&connections, &id);
 
 	if (c)
 		return c;
-	struct connection fresh = {};
-	struct recent *r = known(sk);
-
-	fresh.role = role_of(tp, sk, r, NULL);
-	identify(tp, sk, fresh.role, r, NULL, &fresh.owner);
-	if (r) {
-		fresh.since_ns = r->since_ns;
-		r->watched = 1;
-	}
-	bpf_map_update_elem(&connections, &id, &fresh, BPF_NOEXIST);
+	identify(sk, NULL, &fresh.owner, &fresh.role, &fresh.since_ns);
+	fresh.initial_seq = initial_seq(tp);
+	bpf_map_update_elem(&connections, &id, &fresh, BPF_ANY);
 	return bpf_map_lookup_elem(&connections, &id);
 }
 
@@ -723,7 +816,7 @@ int BPF_PROG(probe, struct sock *sk)
 	if (!c || now - c->sampled_ns < SECOND)
 		return 0;
 	c->sampled_ns = now;
-	sample(sk, tp, c->role, c, false);
+	sample(sk, tp, c->role, c, LIVE);
 	return 0;
 }
 
@@ -735,6 +828,11 @@ int BPF_PROG(retransmit, struct sock *sk, struct sk_buff *skb)
 
 	if (!tp)
 		return 0;
+	/* Newer kernels also tell of attempts that sent nothing. */
+	if (bpf_core_field_exists(struct trace_event_raw_tcp_retransmit_skb___err, err) &&
+	    (int)ctx[2])
+		return 0;
+
 	__u32 state = sk->__sk_common.skc_state;
 
 	if (state == TCP_SYN_SENT) {
@@ -758,7 +856,7 @@ int BPF_PROG(retransmit, struct sock *sk, struct sk_buff *skb)
 		goto normal;
 	if (now - c->sampled_ns >= SECOND) {
 		c->sampled_ns = now;
-		sample(sk, tp, c->role, c, false);
+		sample(sk, tp, c->role, c, LIVE);
 	}
 	if (now - c->window_ns > BURST_WINDOW_NS) {
 		c->window_ns = now;
@@ -782,10 +880,10 @@ int BPF_PROG(retransmit, struct sock *sk, struct sk_buff *skb)
 	if (p->burst_ns && now - p->burst_ns < burst_repeat_ns)
 		goto normal;
 
-	p->burst_ns = now;
 	e = RESERVE(struct tcp_event, SIGNAL_RETRANSMIT, segments, &c->owner, now);
 	if (!e)
 		return 0;
+	p->burst_ns = now;
 	fill(e, sk, tp, &key, TCP_EVENT_RETRANSMIT, sk->__sk_common.skc_state);
 	e->segments = segments;
 	/* Some may be older than the window, or than the agent. */

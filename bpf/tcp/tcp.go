@@ -33,7 +33,7 @@ const (
 	Retransmit = uint8(tcpTcpEventKindTCP_EVENT_RETRANSMIT)
 )
 
-// Which side of the connection we are (PeerKey.Role).
+// Which side of the connection we are (PeerKey.Role); 0 when nobody knows.
 const (
 	Client = uint16(tcpRoleROLE_CLIENT)
 	Server = uint16(tcpRoleROLE_SERVER)

@@ -14,15 +14,21 @@ import (
 )
 
 type tcpConnection struct {
-	_                 structs.HostLayout
-	Owner             tcpOwner
+	_     structs.HostLayout
+	Owner struct {
+		_         structs.HostLayout
+		CgroupId  uint64
+		Hierarchy uint32
+		Pid       uint32
+		Comm      [16]int8
+	}
 	SinceNs           uint64
 	SampledNs         uint64
 	WindowNs          uint64
 	WindowSegments    uint32
 	WindowRetransmits uint32
 	Role              uint32
-	Pad               uint32
+	InitialSeq        uint32
 }
 
 type tcpCounter struct {
@@ -48,18 +54,24 @@ type tcpLimitKey struct {
 	What      uint32
 }
 
-type tcpListenerKey struct {
-	_    structs.HostLayout
-	Net  uint64
-	Port uint64
+type tcpListener struct {
+	_     structs.HostLayout
+	Owner struct {
+		_         structs.HostLayout
+		CgroupId  uint64
+		Hierarchy uint32
+		Pid       uint32
+		Comm      [16]int8
+	}
+	Sk uint64
 }
 
-type tcpOwner struct {
-	_         structs.HostLayout
-	CgroupId  uint64
-	Hierarchy uint32
-	Pid       uint32
-	Comm      [16]int8
+type tcpListenerKey struct {
+	_       structs.HostLayout
+	Net     uint64
+	Port    uint32
+	Address [4]uint32
+	Pad     uint32
 }
 
 type tcpPeer struct {
@@ -90,7 +102,7 @@ type tcpPeerKey struct {
 type tcpRecent struct {
 	_       structs.HostLayout
 	Tag     uint32
-	_       [4]byte /* unsupported bitfield */
+	Pid     uint32
 	SinceNs uint64
 	Comm    [16]int8
 }
@@ -167,6 +179,7 @@ const (
 	tcpVarRttFloorUs      = "rtt_floor_us"
 	tcpVarRttLimitUs      = "rtt_limit_us"
 	tcpVarRttLingerNs     = "rtt_linger_ns"
+	tcpVarRttLiveFloorUs  = "rtt_live_floor_us"
 	tcpVarRttNormalNs     = "rtt_normal_ns"
 	tcpVarUnusedKind      = "unused_kind"
 	tcpVarUnusedRole      = "unused_role"
@@ -245,6 +258,7 @@ type tcpVariableSpecs struct {
 	RttFloorUs      *ebpf.VariableSpec `ebpf:"rtt_floor_us"`
 	RttLimitUs      *ebpf.VariableSpec `ebpf:"rtt_limit_us"`
 	RttLingerNs     *ebpf.VariableSpec `ebpf:"rtt_linger_ns"`
+	RttLiveFloorUs  *ebpf.VariableSpec `ebpf:"rtt_live_floor_us"`
 	RttNormalNs     *ebpf.VariableSpec `ebpf:"rtt_normal_ns"`
 	UnusedKind      *ebpf.VariableSpec `ebpf:"unused_kind"`
 	UnusedRole      *ebpf.VariableSpec `ebpf:"unused_role"`
@@ -305,6 +319,7 @@ type tcpVariables struct {
 	RttFloorUs      *ebpf.Variable `ebpf:"rtt_floor_us"`
 	RttLimitUs      *ebpf.Variable `ebpf:"rtt_limit_us"`
 	RttLingerNs     *ebpf.Variable `ebpf:"rtt_linger_ns"`
+	RttLiveFloorUs  *ebpf.Variable `ebpf:"rtt_live_floor_us"`
 	RttNormalNs     *ebpf.Variable `ebpf:"rtt_normal_ns"`
 	UnusedKind      *ebpf.Variable `ebpf:"unused_kind"`
 	UnusedRole      *ebpf.Variable `ebpf:"unused_role"`

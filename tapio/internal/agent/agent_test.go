@@ -285,8 +285,10 @@ type process struct {
 type helperOptions struct {
 	cgroup  string // cgroup v2 directory to be born in
 	network bool   // a network namespace of its own
-	caps    []uintptr
-	uid     uint32
+
+	pidNamespace bool
+	caps         []uintptr
+	uid          uint32
 }
 
 // start starts a helper. It ends with the test at the latest.
@@ -304,6 +306,9 @@ func (l *lab) start(t *testing.T, name string, o helperOptions) *process {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	if o.network {
 		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWNET
+	}
+	if o.pidNamespace {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWPID
 	}
 	if o.uid != 0 {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: o.uid, Gid: o.uid}
@@ -383,9 +388,11 @@ func TestAgent(t *testing.T) {
 		{"unreachable", testUnreachable},
 		{"retransmit", testRetransmit},
 		{"round trip", testRoundTrip},
+		{"slow application", testSlowApplication},
 		{"exit code", testExitCode},
 		{"killed by a signal", testSignal},
 		{"ordered stop", testOrderedStop},
+		{"container ends", testContainerEnds},
 		{"exit out of scope", testOutOfScope},
 		{"leader ends first", testLeaderFirst},
 		{"oom in a memory cgroup", testOOM},
@@ -582,6 +589,38 @@ func testRoundTrip(t *testing.T, l *lab) {
 	h.tell("hang-up")
 	require.Eventually(t, func() bool { return len(l.all(client(event.RTTPhaseEnd))) == 2 }, patience, 10*time.Millisecond)
 	assert.Equal(t, event.RTTEndedByClosed, l.all(client(event.RTTPhaseEnd))[1].GetMetadata()[event.TapioRTTEndedBy])
+}
+
+// testSlowApplication is about what is not wrong with the network.
+func testSlowApplication(t *testing.T, l *lab) {
+	h := l.start(t, "think", helperOptions{network: true, cgroup: l.makeCgroup(l.cgroup, "think")})
+	require.Equal(t, "done", h.hear())
+	l.barrier(t)
+	assert.Empty(t, l.all(func(e *eventv1.Event) bool {
+		return e.GetEventType() == event.KindNetworkRTTSpike && strings.HasSuffix(e.GetMetadata()[event.ProcessLinuxCgroup], "/think")
+	}))
+}
+
+// testContainerEnds: when process 1 ends, the kernel kills the rest.
+func testContainerEnds(t *testing.T, l *lab) {
+	dir, id := inContainer(l, "ends")
+	before := l.seen(t, "exit", "stopped")
+	h := l.start(t, "container", helperOptions{cgroup: dir, pidNamespace: true})
+	require.Equal(t, "ready", h.hear())
+	h.tell("end")
+	require.Equal(t, 0, h.wait().ExitStatus())
+	l.barrier(t)
+	assert.Empty(t, l.all(is(event.KindContainerExitError, map[string]string{event.ContainerID: id})))
+	after := l.seen(t, "exit", "stopped")
+	assert.Equal(t, before[0]+1, after[0])
+
+	// Its own failure is told, and that the container ended with it.
+	dir, id = inContainer(l, "fails")
+	h = l.start(t, "exit", helperOptions{cgroup: dir, pidNamespace: true})
+	h.wait()
+	e := l.await(t, is(event.KindContainerExitError, pid(h)))
+	assert.Equal(t, "true", e.GetMetadata()[event.TapioProcessContainerInit])
+	assert.Equal(t, id, e.GetMetadata()[event.ContainerID])
 }
 
 // inContainer makes a control group named as a container's.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
@@ -50,6 +51,8 @@ func helpers() map[string]helper {
 		"reset":         reset,
 		"path":          path,
 		"no-port":       noPort,
+		"think":         think,
+		"container":     containerInit,
 		"agent":         unprivilegedAgent,
 	}
 }
@@ -192,6 +195,84 @@ func cut(c net.Conn) {
 	}
 	must(tcp.SetLinger(0))
 	must(tcp.Close())
+}
+
+// think talks for three seconds over new connections and old ones to a server
+// that takes 12 ms to answer: the acknowledgement travels with the answer, and
+// the kernel's round-trip time is that of the application.
+func think(*bufio.Scanner) {
+	must(setUp("lo"))
+	l, err := net.Listen("tcp", "127.0.0.1:8000")
+	must(err)
+	go func() {
+		for {
+			c, err := l.Accept()
+			must(err)
+			go func() {
+				buf := make([]byte, 16)
+				for {
+					n, err := c.Read(buf)
+					if err != nil {
+						must(c.Close())
+						return
+					}
+					time.Sleep(12 * time.Millisecond)
+					_, err = c.Write(buf[:n])
+					must(err)
+				}
+			}()
+		}
+	}()
+	end := time.Now().Add(3 * time.Second)
+	done := make(chan struct{})
+	for range 6 {
+		go func() {
+			c, err := net.Dial("tcp", l.Addr().String())
+			must(err)
+			buf := []byte("a question")
+			for time.Now().Before(end) {
+				_, err := c.Write(buf)
+				must(err)
+				_, err = c.Read(buf)
+				must(err)
+			}
+			must(c.Close())
+			done <- struct{}{}
+		}()
+	}
+	for range 6 {
+		<-done
+	}
+	// Enough handshakes to learn from that nothing is wrong with the path.
+	for range 64 {
+		c, err := net.Dial("tcp", l.Addr().String())
+		must(err)
+		must(c.Close())
+	}
+	say("done")
+}
+
+// containerInit is process 1 of a pid namespace. It starts another process,
+// tells its pid as the host sees it, and leaves it behind.
+func containerInit(in *bufio.Scanner) {
+	if os.Getpid() != 1 {
+		fatal("not process 1 of a namespace")
+	}
+	self, err := os.Executable()
+	must(err)
+	child := exec.Command(self)
+	child.Env = append(os.Environ(), helperVariable+"=wait")
+	out, err := child.StdoutPipe()
+	must(err)
+	hold, err := child.StdinPipe()
+	must(err)
+	must(child.Start())
+	if !bufio.NewScanner(out).Scan() {
+		fatal("the child did not start")
+	}
+	say("ready")
+	in.Scan()
+	runtime.KeepAlive(hold)
 }
 
 // noPort uses up the only local port of its network namespace.

@@ -177,7 +177,6 @@ func (o *Observer) newEvent(kind string, t *tcp.Event) *eventv1.Event {
 		SrcPort:       uint32(t.LocalPort),
 		DstIp:         peer.String(),
 		DstPort:       uint32(t.PeerPort),
-		Direction:     "outbound",
 		LatencyMs:     float64(t.RttUs) / 1000,
 		BytesSent:     t.BytesSent,
 		BytesReceived: t.BytesReceived,
@@ -185,8 +184,12 @@ func (o *Observer) newEvent(kind string, t *tcp.Event) *eventv1.Event {
 		ProcessName:   m[event.ProcessExecutableName],
 		ContainerId:   who.ContainerID,
 	}
-	m[event.TapioNetworkRole] = event.RoleClient
-	if t.Peer.Role == tcp.Server {
+	// A connection older than the agent may leave open who dialled.
+	switch t.Peer.Role {
+	case tcp.Client:
+		m[event.TapioNetworkRole] = event.RoleClient
+		n.Direction = "outbound"
+	case tcp.Server:
 		m[event.TapioNetworkRole] = event.RoleServer
 		n.Direction = "inbound"
 		n.SrcIp, n.DstIp = n.DstIp, n.SrcIp
