@@ -661,8 +661,9 @@ static __always_inline int established(struct sock *sk, int from)
 
 	if (!tp)
 		return 0;
-	/* So far below the floor a baseline hardly matters: one in four will do. */
-	if (tp->srtt_us >> 3 < rtt_floor_us / 8 && bpf_get_prandom_u32() & 3)
+	/* So far below the floor a baseline hardly matters: one in four will do.
+	 * The initial sequence number is random, and at hand. */
+	if (tp->srtt_us >> 3 < rtt_floor_us / 8 && tp->snd_una & 3)
 		return 0;
 	sample(sk, tp, from == TCP_SYN_SENT ? ROLE_CLIENT : ROLE_SERVER, NULL, 0);
 	return 0;

@@ -53,6 +53,7 @@ func helpers() map[string]helper {
 		"no-port":       noPort,
 		"think":         think,
 		"container":     containerInit,
+		"stay":          stay,
 		"agent":         unprivilegedAgent,
 	}
 }
@@ -261,10 +262,8 @@ func containerInit(in *bufio.Scanner) {
 	self, err := os.Executable()
 	must(err)
 	child := exec.Command(self)
-	child.Env = append(os.Environ(), helperVariable+"=wait")
+	child.Env = append(os.Environ(), helperVariable+"=stay")
 	out, err := child.StdoutPipe()
-	must(err)
-	hold, err := child.StdinPipe()
 	must(err)
 	must(child.Start())
 	if !bufio.NewScanner(out).Scan() {
@@ -272,7 +271,14 @@ func containerInit(in *bufio.Scanner) {
 	}
 	say("ready")
 	in.Scan()
-	runtime.KeepAlive(hold)
+}
+
+// stay stays until it is killed.
+func stay(*bufio.Scanner) {
+	say("ready")
+	for {
+		_ = unix.Pause() // a signal that is handled
+	}
 }
 
 // noPort uses up the only local port of its network namespace.
