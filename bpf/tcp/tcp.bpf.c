@@ -303,8 +303,8 @@ static __always_inline struct recent *place_of(struct sock *sk, __u32 *tag)
 	return bpf_map_lookup_elem(&recent, &slot);
 }
 
-/* dialled copies what was noted of this very socket when it dialled. */
-static __always_inline bool dialled(struct sock *sk, struct recent *copy)
+/* dialed copies what was noted of this very socket when it dialed. */
+static __always_inline bool dialed(struct sock *sk, struct recent *copy)
 {
 	__u32 tag;
 	struct recent *r = place_of(sk, &tag);
@@ -357,7 +357,7 @@ static __noinline void identify(struct sock *sk, const struct connection *c, str
 	}
 	o->cgroup_id = sock_cgroup(sk);
 	o->hierarchy = 0;
-	if (dialled(sk, &r)) {
+	if (dialed(sk, &r)) {
 		o->pid = r.pid;
 		__builtin_memcpy(o->comm, r.comm, COMM_LEN);
 		*role = ROLE_CLIENT;
@@ -703,7 +703,7 @@ static __always_inline __u32 connect_failure(struct sock *sk, struct tcp_sock *t
 		if (!local_port(tp))
 			return SIGNAL_CONNECT_NO_PORT;
 		/* With TCP_FASTOPEN_CONNECT nothing may have been sent yet. */
-		if (tp->segs_out && dialled(sk, &r) &&
+		if (tp->segs_out && dialed(sk, &r) &&
 		    bpf_ktime_get_ns() - r.since_ns >= abandoned_ns)
 			return SIGNAL_CONNECT_TIMEOUT;
 		return SIGNAL_CONNECT_ABANDONED;

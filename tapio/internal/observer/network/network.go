@@ -184,7 +184,7 @@ func (o *Observer) newEvent(kind string, t *tcp.Event) *eventv1.Event {
 		ProcessName:   m[event.ProcessExecutableName],
 		ContainerId:   who.ContainerID,
 	}
-	// A connection older than the agent may leave open who dialled.
+	// A connection older than the agent may leave open who dialed.
 	switch t.Peer.Role {
 	case tcp.Client:
 		m[event.TapioNetworkRole] = event.RoleClient
