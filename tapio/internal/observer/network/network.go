@@ -40,7 +40,7 @@ type spike struct {
 	startNs uint64
 	start   *tcp.Event
 	over    bool // at the last look; the record that says so may be on its way
-	told    bool // its end, by us; the kernel side may still tell another
+	told    bool // there is no more to tell of it, whatever the kernel side says
 }
 
 // maxSpikes bounds the spikes that are followed at once, about 1 MB; of
@@ -91,7 +91,11 @@ func (o *Observer) handle(record []byte) (*eventv1.Event, uint64, error) {
 	switch t.Kind {
 	case tcp.RTTStart:
 		o.supersede(t)
-		o.follow(t)
+		if o.toldByOtherEnd(t) {
+			o.follow(t, true)
+			return nil, weight, nil
+		}
+		o.follow(t, false)
 		describeSpike(e, t, event.RTTPhaseStart)
 	case tcp.RTTEnd, tcp.RTTSettled:
 		o.supersede(t)
@@ -237,12 +241,33 @@ func (o *Observer) supersede(t *tcp.Event) {
 	o.tellEnd(s, tcp.Peer{WorstUs: s.start.RttUs, BadNs: began}, by)
 }
 
-func (o *Observer) follow(t *tcp.Event) {
+// toldByOtherEnd says whether this spike is on already as the other end of the
+// same connection saw it: between two processes of one node a slow path is one
+// thing to know, and who dialed tells it. The dialing side's own port gives the
+// pair away; addresses and the service's port may be translated in between.
+func (o *Observer) toldByOtherEnd(t *tcp.Event) bool {
+	for _, s := range o.spikes {
+		if s.told || s.over {
+			continue
+		}
+		client, server := s.start, t
+		if t.Peer.Role == tcp.Client {
+			client, server = t, s.start
+		}
+		if client.Peer.Role == tcp.Client && server.Peer.Role == tcp.Server && client.LocalPort == server.PeerPort {
+			return true
+		}
+	}
+	return false
+}
+
+// follow remembers a spike that is on; told if nothing of it is to be told.
+func (o *Observer) follow(t *tcp.Event, told bool) {
 	if len(o.spikes) >= maxSpikes && !o.makeRoom() {
 		return
 	}
 	start := *t
-	o.spikes[t.Peer] = &spike{startNs: t.Head.TimeNs, start: &start}
+	o.spikes[t.Peer] = &spike{startNs: t.Head.TimeNs, start: &start, told: told}
 }
 
 // makeRoom forgets a spike whose end has been told.

@@ -260,3 +260,28 @@ func TestManySpikes(t *testing.T) {
 	assert.Len(t, w.spikes, maxSpikes, "one that was told makes room")
 	assert.NotNil(t, w.spikes[tcp.PeerKey{CgroupId: observertest.Pod, Port: 5432, Role: tcp.Client, Address: key(maxSpikes + 10)}])
 }
+
+// TestSpikeSeenFromBothEnds: two processes of one node, one slow path between
+// them, perhaps with the service's address and port translated.
+func TestSpikeSeenFromBothEnds(t *testing.T) {
+	w := watch(t)
+	client := w.start(ago(time.Minute))
+	server := *client
+	server.Peer.Role, server.Peer.Port = tcp.Server, 15432
+	server.LocalPort, server.PeerPort = 15432, client.LocalPort
+	w.peers[server.Peer] = w.peers[client.Peer]
+	assert.Nil(t, w.mustHandle(t, &server), "who dialed has told it")
+	assert.Nil(t, w.mustHandle(t, finish(&server, 0)))
+
+	// Another connection to the same server is another matter.
+	server.PeerPort++
+	require.NotNil(t, w.mustHandle(t, &server))
+	require.NotNil(t, w.mustHandle(t, finish(&server, 0)))
+
+	// Neither is one that begins when the first is over.
+	require.NotNil(t, w.mustHandle(t, finish(client, 0)))
+	server.PeerPort--
+	require.NotNil(t, w.mustHandle(t, &server))
+	w.Stop()
+	assert.Equal(t, []string{event.RTTEndedByAgentStopped}, w.told())
+}
