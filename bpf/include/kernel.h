@@ -264,6 +264,10 @@ struct inet_connection_sock {
 
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
+	struct {
+		__u32 seq;
+	} rcvq_space;
+	__u32 rcv_nxt;
 	__u32 srtt_us;
 	__u32 snd_una;
 	__u32 packets_out;

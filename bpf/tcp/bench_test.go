@@ -67,6 +67,7 @@ func BenchmarkPrograms(b *testing.B) {
 	}
 	for name, p := range map[string]*ebpf.Program{
 		"floor": floor, "set_state": signal.Program("set_state"), "probe": signal.Program("probe"),
+		"received": signal.Program("received"),
 	} {
 		s, err := p.Stats()
 		require.NoError(b, err)

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Whom a socket belongs to. Noted where the process is the current one, at
- * connect() and listen(), and looked up when there is something to tell.
+ * connect(), listen() and the first read after accept(), and looked up when
+ * there is something to tell.
  */
 #pragma once
 
 #include "event.h"
 
 /*
- * Who dials, and since when. Every healthy connection pays for this, and what
+ * Who dials and since when, and who serves. Every healthy connection pays for this, and what
  * it pays is cache lines: so the table is an array, an entry is half a line,
  * and nobody cleans up. The tag says whether an entry is of this very socket:
  * it is made of the socket's address and the peer's, because a socket that is
@@ -17,7 +18,7 @@
 struct recent {
 	__u32 tag;
 	__u32 pid;
-	__u64 since_ns;
+	__u64 since_ns; /* connect(), 0 when accepted */
 	char comm[COMM_LEN];
 };
 
@@ -115,8 +116,8 @@ static __always_inline struct recent *place_of(struct sock *sk, __u32 *tag)
 	return bpf_map_lookup_elem(&recent, &slot);
 }
 
-/* dialed copies what was noted of this very socket when it dialed. */
-static __always_inline bool dialed(struct sock *sk, struct recent *copy)
+/* noted copies what was noted of this very socket. */
+static __always_inline bool noted(struct sock *sk, struct recent *copy)
 {
 	__u32 tag;
 	struct recent *r = place_of(sk, &tag);
@@ -164,10 +165,10 @@ static __noinline void identify(struct sock *sk, const struct connection *c, str
 	}
 	o->cgroup_id = sock_cgroup(sk);
 	o->hierarchy = 0;
-	if (dialed(sk, &r)) {
+	if (noted(sk, &r)) {
 		o->pid = r.pid;
 		__builtin_memcpy(o->comm, r.comm, COMM_LEN);
-		*role = ROLE_CLIENT;
+		*role = r.since_ns ? ROLE_CLIENT : ROLE_SERVER;
 		*since_ns = r.since_ns;
 		return;
 	}
@@ -228,20 +229,39 @@ static __always_inline int stopped_listening(struct sock *sk, __u16 port)
 	return 0;
 }
 
+/* note writes down the current process. */
+static __always_inline void note(struct recent *r, __u32 tag, __u64 since_ns)
+{
+	/* The tag goes first and comes last: nobody reads half of each of two. */
+	r->tag = 0;
+	barrier();
+	r->pid = bpf_get_current_pid_tgid() >> 32;
+	r->since_ns = since_ns;
+	bpf_get_current_comm(r->comm, sizeof(r->comm));
+	barrier();
+	r->tag = tag;
+}
+
 static __always_inline int connecting(struct sock *sk)
 {
 	__u32 tag;
 	struct recent *r = place_of(sk, &tag);
 
-	if (!r)
-		return 0;
-	/* The tag goes first and comes last: nobody reads half of each of two. */
-	r->tag = 0;
-	barrier();
-	r->pid = bpf_get_current_pid_tgid() >> 32;
-	r->since_ns = bpf_ktime_get_ns();
-	bpf_get_current_comm(r->comm, sizeof(r->comm));
-	barrier();
-	r->tag = tag;
+	if (r)
+		note(r, tag, bpf_ktime_get_ns());
+	return 0;
+}
+
+/*
+ * serving notes who reads first from an accepted connection: with workers it is
+ * not the one who listens. No stable tracepoint runs in accept().
+ */
+static __always_inline int serving(struct sock *sk, struct tcp_sock *tp)
+{
+	__u32 tag;
+	struct recent *r = place_of(sk, &tag);
+
+	if (r && r->tag != tag && listener_of(sk, local_port(tp)))
+		note(r, tag, 0);
 	return 0;
 }

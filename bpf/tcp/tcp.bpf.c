@@ -107,7 +107,7 @@ static __always_inline __u32 connect_failure(struct sock *sk, struct tcp_sock *t
 		if (!local_port(tp))
 			return SIGNAL_CONNECT_NO_PORT;
 		/* With TCP_FASTOPEN_CONNECT nothing may have been sent yet. */
-		if (tp->segs_out && dialed(sk, &r) &&
+		if (tp->segs_out && noted(sk, &r) &&
 		    bpf_ktime_get_ns() - r.since_ns >= abandoned_ns)
 			return SIGNAL_CONNECT_TIMEOUT;
 		return SIGNAL_CONNECT_ABANDONED;
@@ -285,4 +285,18 @@ int BPF_PROG(retransmit, struct sock *sk, struct sk_buff *skb)
 normal:
 	normal(SIGNAL_RETRANSMIT, segments);
 	return 0;
+}
+
+/*
+ * Runs for every read. The kernel moves rcvq_space.seq on with every round trip
+ * of reading, so this looks at the first reads only.
+ */
+SEC("tp_btf/tcp_rcv_space_adjust")
+int BPF_PROG(received, struct sock *sk)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+
+	if (!tp || tp->rcvq_space.seq != tp->rcv_nxt - (__u32)tp->bytes_received)
+		return 0;
+	return serving(sk, tp);
 }

@@ -170,6 +170,7 @@ const (
 	tcpMapRecent          = "recent"
 	tcpMapWoken           = "woken"
 	tcpProgProbe          = "probe"
+	tcpProgReceived       = "received"
 	tcpProgRetransmit     = "retransmit"
 	tcpProgSetState       = "set_state"
 	tcpVarAbandonedNs     = "abandoned_ns"
@@ -229,6 +230,7 @@ type tcpSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcpProgramSpecs struct {
 	Probe      *ebpf.ProgramSpec `ebpf:"probe"`
+	Received   *ebpf.ProgramSpec `ebpf:"received"`
 	Retransmit *ebpf.ProgramSpec `ebpf:"retransmit"`
 	SetState   *ebpf.ProgramSpec `ebpf:"set_state"`
 }
@@ -331,6 +333,7 @@ type tcpVariables struct {
 // It can be passed to loadTcpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcpPrograms struct {
 	Probe      *ebpf.Program `ebpf:"probe"`
+	Received   *ebpf.Program `ebpf:"received"`
 	Retransmit *ebpf.Program `ebpf:"retransmit"`
 	SetState   *ebpf.Program `ebpf:"set_state"`
 }
@@ -338,6 +341,7 @@ type tcpPrograms struct {
 func (p *tcpPrograms) Close() error {
 	return _TcpClose(
 		p.Probe,
+		p.Received,
 		p.Retransmit,
 		p.SetState,
 	)

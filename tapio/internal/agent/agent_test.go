@@ -383,6 +383,7 @@ func TestAgent(t *testing.T) {
 	}{
 		{"refused", testRefused},
 		{"reset", testReset},
+		{"reset of a worker", testWorker},
 		{"no local port", testNoPort},
 		{"timeout", testTimeout},
 		{"unreachable", testUnreachable},
@@ -468,6 +469,18 @@ func testReset(t *testing.T, l *lab) {
 	assert.Equal(t, port, strconv.Itoa(int(e.GetNetwork().GetDstPort())))
 	l.barrier(t)
 	assert.Len(t, l.all(is(event.KindNetworkConnectionReset, pid(h))), 2, "the side that cuts has no failure")
+}
+
+// testWorker: the process is the one that serves, not the one that listens.
+func testWorker(t *testing.T, l *lab) {
+	h := l.start(t, "master", helperOptions{})
+	worker := h.hear()
+	e := l.await(t, is(event.KindNetworkConnectionReset, map[string]string{
+		event.ProcessPID: worker, event.TapioNetworkRole: event.RoleServer,
+	}))
+	assert.Equal(t, comm(t), e.GetMetadata()[event.ProcessExecutableName])
+	h.tell("end")
+	require.Equal(t, 0, h.wait().ExitStatus())
 }
 
 func testNoPort(t *testing.T, l *lab) {

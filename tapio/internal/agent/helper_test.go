@@ -51,6 +51,8 @@ func helpers() map[string]helper {
 		"reset":         reset,
 		"path":          path,
 		"no-port":       noPort,
+		"worker":        worker,
+		"master":        master,
 		"think":         think,
 		"container":     containerInit,
 		"stay":          stay,
@@ -279,6 +281,45 @@ func stay(*bufio.Scanner) {
 	for {
 		_ = unix.Pause() // a signal that is handled
 	}
+}
+
+// master listens and leaves it to a worker to accept, as servers with workers do;
+// then it connects to that and cuts the connection off.
+func master(in *bufio.Scanner) {
+	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	must(err)
+	file, err := l.File()
+	must(err)
+	self, err := os.Executable()
+	must(err)
+	child := exec.Command(self)
+	child.Env = append(os.Environ(), helperVariable+"=worker")
+	child.ExtraFiles = []*os.File{file}
+	out, err := child.StdoutPipe()
+	must(err)
+	must(child.Start())
+	heard := bufio.NewScanner(out)
+	c, err := net.Dial("tcp", l.Addr().String())
+	must(err)
+	_, err = c.Write([]byte("hello"))
+	must(err)
+	heard.Scan() // it has read
+	cut(c)
+	say("%d", child.Process.Pid)
+	in.Scan()
+	must(child.Wait())
+}
+
+func worker(*bufio.Scanner) {
+	l, err := net.FileListener(os.NewFile(3, "listener"))
+	must(err)
+	c, err := l.Accept()
+	must(err)
+	_, err = c.Read(make([]byte, 16))
+	must(err)
+	say("read")
+	_, _ = c.Read(make([]byte, 1)) // is reset
+	must(c.Close())
 }
 
 // noPort uses up the only local port of its network namespace.
