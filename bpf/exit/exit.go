@@ -3,7 +3,6 @@ package exit
 
 import (
 	"fmt"
-	"time"
 
 	"github.com/yairfalse/tapio/bpf"
 )
@@ -13,12 +12,9 @@ import (
 // Event is a record of bpf.ExitCode or bpf.ExitSignal.
 type Event = exitExitEvent
 
-// Options are the constants of the program; a zero leaves the default of the C source.
+// Options say what the program leaves to others.
 type Options struct {
-	LimitBurst    uint32        // records that a cgroup may send at once
-	LimitInterval time.Duration // and then one each interval
-	HabitBurst    uint32        // equal exits of one program in one cgroup that are told
-	OOMUntold     bool          // nobody else tells what the OOM killer did
+	OOMUntold bool // nobody else tells what the OOM killer did
 }
 
 // Attach loads the program and attaches it.
@@ -28,9 +24,6 @@ func Attach(s *bpf.Shared, o Options) (*bpf.Attachment, error) {
 		return nil, fmt.Errorf("read the embedded object: %w", err)
 	}
 	constants := bpf.Constants{}
-	constants.Set("limit_burst", o.LimitBurst)
-	constants.Set("limit_interval_ns", uint64(o.LimitInterval))
-	constants.Set("habit_burst", o.HabitBurst)
 	if o.OOMUntold {
 		constants["oom_is_told"] = false
 	}

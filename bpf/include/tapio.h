@@ -154,7 +154,7 @@ static __always_inline bool allowed(const struct limit_key *key, __u64 now, __u6
 	}
 	__u64 due = l->due_ns > now ? l->due_ns : now;
 
-	if (due - now >= burst * interval) {
+	if (due - now > (burst - 1) * interval) {
 		__sync_fetch_and_add(&l->suppressed, 1);
 		return false;
 	}

@@ -41,10 +41,7 @@ const (
 
 // Options are the constants of the programs; a zero leaves the default of the C source.
 type Options struct {
-	LimitBurst    uint32        // records of one signal that a cgroup may send at once
-	LimitInterval time.Duration // and then one each interval
-	RTTNormal     time.Duration // after which a spike has become what is normal
-	BurstRepeat   time.Duration // between two reports of one lossy peer
+	RTTNormal time.Duration // after which a spike has become what is normal
 }
 
 // Linger is how long after its last connection has closed a spike is over
@@ -64,10 +61,7 @@ func Attach(s *bpf.Shared, o Options) (*Signal, error) {
 		return nil, fmt.Errorf("read the embedded object: %w", err)
 	}
 	constants := bpf.Constants{}
-	constants.Set("limit_burst", o.LimitBurst)
-	constants.Set("limit_interval_ns", uint64(o.LimitInterval))
 	constants.Set("rtt_normal_ns", uint64(o.RTTNormal))
-	constants.Set("burst_repeat_ns", uint64(o.BurstRepeat))
 	a, err := s.Attach(spec, constants)
 	if err != nil {
 		return nil, err

@@ -20,7 +20,6 @@ import (
 
 	"github.com/yairfalse/tapio/bpf"
 	"github.com/yairfalse/tapio/bpf/cgroup"
-	"github.com/yairfalse/tapio/bpf/exit"
 	"github.com/yairfalse/tapio/bpf/tcp"
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	"github.com/yairfalse/tapio/shared/event"
@@ -56,8 +55,7 @@ type Config struct {
 	CgroupFS  string            // where the control groups are mounted
 	ProcFS    string            // where procfs is mounted
 
-	TCP  tcp.Options
-	Exit exit.Options
+	TCP tcp.Options
 
 	Stdout  io.Writer // events
 	Summary io.Writer // the accounting at the end
@@ -99,11 +97,15 @@ func Run(ctx context.Context, config Config) error {
 	if err := privilege.Check(); err != nil {
 		return err
 	}
-	a := &agent{config: config, log: config.Log, events: event.NewFactory(), tried: map[string]bool{}, mapBytes: map[string]uint64{}}
+	a := newAgent(config)
 	if err := a.open(); err != nil {
 		return err
 	}
 	return a.run(ctx)
+}
+
+func newAgent(config Config) *agent {
+	return &agent{config: config, log: config.Log, events: event.NewFactory(), tried: map[string]bool{}, mapBytes: map[string]uint64{}}
 }
 
 func (a *agent) open() (err error) {
@@ -151,7 +153,7 @@ func (a *agent) open() (err error) {
 			a.network = network.New(a.node, a.config.TCP)
 			task.Run = a.network.Run
 		case container.Name:
-			task.Run = container.New(a.node, a.config.ExitScope, a.config.Exit).Run
+			task.Run = container.New(a.node, a.config.ExitScope).Run
 		default:
 			return fmt.Errorf("no observer is named %q; there are %s", name, strings.Join(Observers(), " and "))
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -52,7 +54,10 @@ type lab struct {
 	summary bytes.Buffer
 }
 
-func startLab(t *testing.T, change func(*Config)) *lab {
+// startLab runs an agent as a user would, with a few changes.
+func startLab(t *testing.T, change func(*Config)) *lab { return startLabOf(t, change, Run) }
+
+func startLabOf(t *testing.T, change func(*Config), run func(context.Context, Config) error) *lab {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it loads kernel programs and makes control groups and network namespaces")
 	}
@@ -80,7 +85,7 @@ func startLab(t *testing.T, change func(*Config)) *lab {
 	l.stop = cancel
 	go l.read(r)
 	go func() {
-		err := Run(ctx, c)
+		err := run(ctx, c)
 		_ = w.Close() // the reader's end of file; nothing is buffered
 		l.done <- err
 	}()
@@ -391,6 +396,7 @@ func TestAgent(t *testing.T) {
 		{"round trip", testRoundTrip},
 		{"slow application", testSlowApplication},
 		{"exit code", testExitCode},
+		{"exit that is a habit", testHabit},
 		{"killed by a signal", testSignal},
 		{"ordered stop", testOrderedStop},
 		{"container ends", testContainerEnds},
@@ -668,6 +674,20 @@ func testExitCode(t *testing.T, l *lab) {
 	assert.Len(t, l.all(is(event.KindContainerExitError, pid(h))), 1)
 }
 
+func testHabit(t *testing.T, l *lab) {
+	dir, id := inContainer(l, "habit")
+	before := l.seen(t, "exit", "code")
+	for range 8 {
+		h := l.start(t, "exit", helperOptions{cgroup: dir})
+		h.wait()
+	}
+	l.barrier(t)
+	assert.Len(t, l.all(is(event.KindContainerExitError, map[string]string{event.ContainerID: id})), 5)
+	after := l.seen(t, "exit", "code")
+	assert.GreaterOrEqual(t, after[0]-before[0], 8.0)
+	assert.GreaterOrEqual(t, after[2]-before[2], 3.0)
+}
+
 func testSignal(t *testing.T, l *lab) {
 	dir, id := inContainer(l, "signal")
 	h := l.start(t, "segfault", helperOptions{cgroup: dir})
@@ -836,6 +856,54 @@ func testStop(t *testing.T, l *lab) {
 		assert.Zero(t, lost, lines.Text())
 	}
 	assert.Positive(t, n)
+}
+
+// TestBecameNormal: a peer that stays slow is no news for ever.
+func TestBecameNormal(t *testing.T) {
+	l := startLab(t, func(c *Config) { c.TCP.RTTNormal = 2 * time.Second })
+	h := startPath(t, l)
+	h.tell("chat")
+	h.hear()
+	labels := map[string]string{"signal": "rtt"}
+	for first := l.metric(t, "tapio_signal_seen_total", labels); l.metric(t, "tapio_signal_seen_total", labels) < first+12; {
+		time.Sleep(100 * time.Millisecond)
+	}
+	h.tell("delay 60ms")
+	phase := func(p string) match {
+		return is(event.KindNetworkRTTSpike, map[string]string{event.ProcessPID: h.pid(), event.TapioRTTPhase: p})
+	}
+	l.await(t, phase(event.RTTPhaseStart))
+	end := l.await(t, phase(event.RTTPhaseEnd))
+	assert.Equal(t, event.RTTEndedByBecameNormal, end.GetMetadata()[event.TapioRTTEndedBy])
+	l.stop()
+	require.NoError(t, <-l.done)
+}
+
+// TestUnavailable: an observer that cannot attach says so, and the others go on.
+func TestUnavailable(t *testing.T) {
+	l := startLabOf(t, nil, func(ctx context.Context, c Config) error {
+		a := newAgent(c)
+		if err := a.open(); err != nil {
+			return err
+		}
+		a.supervisor.Tasks[slices.Index(c.Observers, container.Name)].Run = func(context.Context, func()) error {
+			return errors.New("watch exits: no such tracepoint")
+		}
+		return a.run(ctx)
+	})
+	e := l.await(t, is(event.KindAgentSignalUnavailable, map[string]string{event.TapioSignal: container.Name}))
+	assert.Contains(t, e.GetMetadata()[event.TapioReason], "no such tracepoint; next try in")
+	l.barrier(t) // the network observer observes
+	assert.Equal(t, 1.0, l.metric(t, "tapio_observer_up", nil))
+	resp, err := http.Get("http://" + l.listen + "/readyz")
+	require.NoError(t, err)
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.NoError(t, resp.Body.Close())
+	assert.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
+	assert.Contains(t, string(body), "no such tracepoint")
+	l.stop()
+	require.NoError(t, <-l.done)
 }
 
 // TestUnprivileged runs the agent as nobody with just the two capabilities.

@@ -38,14 +38,13 @@ func (s Scope) covers(who owner.Entry, known bool) bool {
 
 // Observer is the container observer.
 type Observer struct {
-	node    *observer.Node
-	scope   Scope
-	options exit.Options
+	node  *observer.Node
+	scope Scope
 }
 
 // New returns the observer.
-func New(node *observer.Node, scope Scope, options exit.Options) *Observer {
-	return &Observer{node: node, scope: scope, options: options}
+func New(node *observer.Node, scope Scope) *Observer {
+	return &Observer{node: node, scope: scope}
 }
 
 // Run observes until ctx is done.
@@ -58,7 +57,7 @@ func (o *Observer) Run(ctx context.Context, ready func()) error {
 	return o.node.Watch(ctx, Name, ready, sub, func(s *bpf.Shared) ([]*bpf.Attachment, error) {
 		// OOM first: an exit that it explains is left to it from the start.
 		var attached []*bpf.Attachment
-		options := o.options
+		options := exit.Options{}
 		kills, err := oom.Attach(s)
 		if err != nil {
 			o.node.Unavailable("oom", fmt.Errorf("watch the OOM killer: %w", err))

@@ -22,7 +22,7 @@ import (
 )
 
 func open(t testing.TB, scope Scope) *Observer {
-	return New(observertest.New(t).Node, scope, exit.Options{})
+	return New(observertest.New(t).Node, scope)
 }
 
 // exited is a record of a process of a container that ended with code 1.
