@@ -36,7 +36,7 @@ const volatile __u64 abandoned_ns = SECOND / 2;
 /* While a burst goes on it is told again at most once a minute. */
 const volatile __u64 burst_repeat_ns = 60 * SECOND;
 
-static __noinline void tell_failure(struct sock *sk, __u32 signal, __u32 state)
+static __noinline void tell_failure(struct sock *sk, __u32 signal, __u32 state, __u32 error)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	__u64 now = bpf_ktime_get_ns(), since = 0;
@@ -53,7 +53,7 @@ static __noinline void tell_failure(struct sock *sk, __u32 signal, __u32 state)
 		return;
 	peer_key(tp, sk, role, &key);
 	fill(e, sk, tp, &key, TCP_EVENT_FAILURE, state);
-	e->error = sk->sk_err;
+	e->error = error;
 	if (since)
 		e->duration_ns = now - since;
 	submit(e, signal, 1, now, false);
@@ -89,11 +89,12 @@ static __noinline void last_sample(struct sock *sk)
 }
 
 /* Why a connect failed. */
-static __always_inline __u32 connect_failure(struct sock *sk, struct tcp_sock *tp)
+static __always_inline __u32 connect_failure(struct sock *sk, struct tcp_sock *tp,
+					     __u32 error)
 {
 	struct recent r = {};
 
-	switch (sk->sk_err) {
+	switch (error) {
 	case ECONNREFUSED:
 		return SIGNAL_CONNECT_REFUSED;
 	case ETIMEDOUT:
@@ -116,12 +117,12 @@ static __always_inline __u32 connect_failure(struct sock *sk, struct tcp_sock *t
 }
 
 /* Why a connection ended, SIGNAL_COUNT when in good order. */
-static __always_inline __u32 connection_failure(struct sock *sk, int state)
+static __always_inline __u32 connection_failure(int state, __u32 error)
 {
 	/* In these two states the application still has the connection. */
 	bool open = state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT;
 
-	switch (sk->sk_err) {
+	switch (error) {
 	case ECONNRESET:
 	case EPIPE:
 		return open ? SIGNAL_RESET_BY_PEER : SIGNAL_PEER_LOST_LATE;
@@ -140,19 +141,20 @@ static __always_inline __u32 connection_failure(struct sock *sk, int state)
 static __always_inline int closed(struct sock *sk, int from)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	__u32 signal;
+	/* Once: the application may fetch the error, and so clear it, meanwhile. */
+	__u32 signal, error = *(volatile int *)&sk->sk_err;
 
 	if (!tp || from == TCP_CLOSE || from == TCP_SYN_RECV)
 		return 0;
 	if (from == TCP_LISTEN)
 		return stopped_listening(sk, local_port(tp));
 	if (from == TCP_SYN_SENT) {
-		signal = connect_failure(sk, tp);
+		signal = connect_failure(sk, tp, error);
 	} else {
 		/* Below the floor it cannot be bad, and others teach the baseline. */
 		if (tp->srtt_us >> 3 > rtt_live_floor_us)
 			last_sample(sk);
-		signal = connection_failure(sk, from);
+		signal = connection_failure(from, error);
 	}
 	switch (signal) {
 	case SIGNAL_COUNT:
@@ -163,7 +165,7 @@ static __always_inline int closed(struct sock *sk, int from)
 		normal(signal, 1);
 		return 0;
 	}
-	tell_failure(sk, signal, from);
+	tell_failure(sk, signal, from, error);
 	return 0;
 }
 
