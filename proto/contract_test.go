@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
 )
@@ -21,7 +22,10 @@ var update = flag.Bool("update", false, "write testdata/contract.txt anew")
 func TestContract(t *testing.T) {
 	const golden = "testdata/contract.txt"
 	var b strings.Builder
-	for _, file := range []protoreflect.FileDescriptor{eventv1.File_polku_event_v1_event_proto, polkuv1.File_polku_v1_gateway_proto} {
+	for _, file := range []protoreflect.FileDescriptor{
+		eventv1.File_polku_event_v1_event_proto, polkuv1.File_polku_v1_gateway_proto,
+		ahtiv1.File_ahti_v1_event_proto, ahtiv1.File_ahti_v1_ahti_proto,
+	} {
 		describe(&b, file)
 	}
 	if *update {

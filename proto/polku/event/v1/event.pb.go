@@ -957,6 +957,25 @@ type K8SEventData struct {
 	UpdatedReplicas int32 `protobuf:"varint,8,opt,name=updated_replicas,json=updatedReplicas,proto3" json:"updated_replicas,omitempty"`
 	// Progress of a rollout: "progressing", "complete" or "failed".
 	RolloutStatus string `protobuf:"bytes,9,opt,name=rollout_status,json=rolloutStatus,proto3" json:"rollout_status,omitempty"`
+	// The object that the event is about, by its identity in the API. For a
+	// Kubernetes Event (kinds k8s.event.*) the object that it involves, as are
+	// resource_type, resource_name and namespace.
+	Object *ObjectReference `protobuf:"bytes,100,opt,name=object,proto3" json:"object,omitempty"`
+	// metadata.resourceVersion that the change led to.
+	ResourceVersion string `protobuf:"bytes,101,opt,name=resource_version,json=resourceVersion,proto3" json:"resource_version,omitempty"`
+	// metadata.generation; 0 where the kind counts none.
+	Generation int64 `protobuf:"varint,102,opt,name=generation,proto3" json:"generation,omitempty"`
+	// What differs from the version before, for "updated" kinds.
+	Changes []*FieldChange `protobuf:"bytes,103,rep,name=changes,proto3" json:"changes,omitempty"`
+	// Who owns the object, the nearest first: of a pod its ReplicaSet, then its
+	// Deployment.
+	Owners []*ObjectReference `protobuf:"bytes,104,rep,name=owners,proto3" json:"owners,omitempty"`
+	// What else the object is tied to, such as the node a pod runs on or the
+	// ConfigMaps it mounts.
+	Links []*ObjectLink `protobuf:"bytes,105,rep,name=links,proto3" json:"links,omitempty"`
+	// Whether the change was found by comparing two lists after an absence: it
+	// happened at some time before the event's, not at it.
+	Gap           bool `protobuf:"varint,106,opt,name=gap,proto3" json:"gap,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1054,6 +1073,258 @@ func (x *K8SEventData) GetRolloutStatus() string {
 	return ""
 }
 
+func (x *K8SEventData) GetObject() *ObjectReference {
+	if x != nil {
+		return x.Object
+	}
+	return nil
+}
+
+func (x *K8SEventData) GetResourceVersion() string {
+	if x != nil {
+		return x.ResourceVersion
+	}
+	return ""
+}
+
+func (x *K8SEventData) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *K8SEventData) GetChanges() []*FieldChange {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *K8SEventData) GetOwners() []*ObjectReference {
+	if x != nil {
+		return x.Owners
+	}
+	return nil
+}
+
+func (x *K8SEventData) GetLinks() []*ObjectLink {
+	if x != nil {
+		return x.Links
+	}
+	return nil
+}
+
+func (x *K8SEventData) GetGap() bool {
+	if x != nil {
+		return x.Gap
+	}
+	return false
+}
+
+// ObjectReference names one object of the Kubernetes API.
+type ObjectReference struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Kind in lower case, such as "deployment".
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Namespace; empty for a cluster-wide kind.
+	Namespace string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Name.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// metadata.uid; empty when only the name is known.
+	Uid           string `protobuf:"bytes,4,opt,name=uid,proto3" json:"uid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ObjectReference) Reset() {
+	*x = ObjectReference{}
+	mi := &file_polku_event_v1_event_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ObjectReference) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ObjectReference) ProtoMessage() {}
+
+func (x *ObjectReference) ProtoReflect() protoreflect.Message {
+	mi := &file_polku_event_v1_event_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ObjectReference.ProtoReflect.Descriptor instead.
+func (*ObjectReference) Descriptor() ([]byte, []int) {
+	return file_polku_event_v1_event_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ObjectReference) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ObjectReference) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ObjectReference) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ObjectReference) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+// FieldChange is one field of an object that changed.
+type FieldChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where, with list entries by name:
+	// "spec.template.spec.containers[api].resources.limits.memory".
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// Value before, as the API writes it; empty when the field was not there.
+	// A value that may be secret is replaced by a digest.
+	Old string `protobuf:"bytes,2,opt,name=old,proto3" json:"old,omitempty"`
+	// Value after, written as old; empty when the field is gone.
+	New           string `protobuf:"bytes,3,opt,name=new,proto3" json:"new,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FieldChange) Reset() {
+	*x = FieldChange{}
+	mi := &file_polku_event_v1_event_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FieldChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FieldChange) ProtoMessage() {}
+
+func (x *FieldChange) ProtoReflect() protoreflect.Message {
+	mi := &file_polku_event_v1_event_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FieldChange.ProtoReflect.Descriptor instead.
+func (*FieldChange) Descriptor() ([]byte, []int) {
+	return file_polku_event_v1_event_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *FieldChange) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *FieldChange) GetOld() string {
+	if x != nil {
+		return x.Old
+	}
+	return ""
+}
+
+func (x *FieldChange) GetNew() string {
+	if x != nil {
+		return x.New
+	}
+	return ""
+}
+
+// ObjectLink ties an object to another.
+type ObjectLink struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How: "scheduled_on", "mounts", "uses", "exposes", "scales" or "routes_to".
+	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// To what.
+	Target *ObjectReference `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	// Whether the tie is gone.
+	Removed       bool `protobuf:"varint,3,opt,name=removed,proto3" json:"removed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ObjectLink) Reset() {
+	*x = ObjectLink{}
+	mi := &file_polku_event_v1_event_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ObjectLink) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ObjectLink) ProtoMessage() {}
+
+func (x *ObjectLink) ProtoReflect() protoreflect.Message {
+	mi := &file_polku_event_v1_event_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ObjectLink.ProtoReflect.Descriptor instead.
+func (*ObjectLink) Descriptor() ([]byte, []int) {
+	return file_polku_event_v1_event_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ObjectLink) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *ObjectLink) GetTarget() *ObjectReference {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *ObjectLink) GetRemoved() bool {
+	if x != nil {
+		return x.Removed
+	}
+	return false
+}
+
 // ProcessEventData describes one process, not a thread.
 type ProcessEventData struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1084,7 +1355,7 @@ type ProcessEventData struct {
 
 func (x *ProcessEventData) Reset() {
 	*x = ProcessEventData{}
-	mi := &file_polku_event_v1_event_proto_msgTypes[5]
+	mi := &file_polku_event_v1_event_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1096,7 +1367,7 @@ func (x *ProcessEventData) String() string {
 func (*ProcessEventData) ProtoMessage() {}
 
 func (x *ProcessEventData) ProtoReflect() protoreflect.Message {
-	mi := &file_polku_event_v1_event_proto_msgTypes[5]
+	mi := &file_polku_event_v1_event_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1109,7 +1380,7 @@ func (x *ProcessEventData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessEventData.ProtoReflect.Descriptor instead.
 func (*ProcessEventData) Descriptor() ([]byte, []int) {
-	return file_polku_event_v1_event_proto_rawDescGZIP(), []int{5}
+	return file_polku_event_v1_event_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ProcessEventData) GetPid() uint32 {
@@ -1211,7 +1482,7 @@ type ResourceEventData struct {
 
 func (x *ResourceEventData) Reset() {
 	*x = ResourceEventData{}
-	mi := &file_polku_event_v1_event_proto_msgTypes[6]
+	mi := &file_polku_event_v1_event_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1223,7 +1494,7 @@ func (x *ResourceEventData) String() string {
 func (*ResourceEventData) ProtoMessage() {}
 
 func (x *ResourceEventData) ProtoReflect() protoreflect.Message {
-	mi := &file_polku_event_v1_event_proto_msgTypes[6]
+	mi := &file_polku_event_v1_event_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1236,7 +1507,7 @@ func (x *ResourceEventData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceEventData.ProtoReflect.Descriptor instead.
 func (*ResourceEventData) Descriptor() ([]byte, []int) {
-	return file_polku_event_v1_event_proto_rawDescGZIP(), []int{6}
+	return file_polku_event_v1_event_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ResourceEventData) GetResourceType() string {
@@ -1396,7 +1667,7 @@ const file_polku_event_v1_event_proto_rawDesc = "" +
 	"disk_usage\x18\v \x01(\x04R\tdiskUsage\x12\x16\n" +
 	"\x06signal\x18\f \x01(\x05R\x06signal\x12\x1f\n" +
 	"\vcgroup_path\x18\r \x01(\tR\n" +
-	"cgroupPath\"\xbd\x02\n" +
+	"cgroupPath\"\xf5\x04\n" +
 	"\fK8sEventData\x12#\n" +
 	"\rresource_type\x18\x01 \x01(\tR\fresourceType\x12#\n" +
 	"\rresource_name\x18\x02 \x01(\tR\fresourceName\x12\x1c\n" +
@@ -1406,7 +1677,30 @@ const file_polku_event_v1_event_proto_rawDesc = "" +
 	"\breplicas\x18\x06 \x01(\x05R\breplicas\x12%\n" +
 	"\x0eready_replicas\x18\a \x01(\x05R\rreadyReplicas\x12)\n" +
 	"\x10updated_replicas\x18\b \x01(\x05R\x0fupdatedReplicas\x12%\n" +
-	"\x0erollout_status\x18\t \x01(\tR\rrolloutStatus\"\xad\x02\n" +
+	"\x0erollout_status\x18\t \x01(\tR\rrolloutStatus\x127\n" +
+	"\x06object\x18d \x01(\v2\x1f.polku.event.v1.ObjectReferenceR\x06object\x12)\n" +
+	"\x10resource_version\x18e \x01(\tR\x0fresourceVersion\x12\x1e\n" +
+	"\n" +
+	"generation\x18f \x01(\x03R\n" +
+	"generation\x125\n" +
+	"\achanges\x18g \x03(\v2\x1b.polku.event.v1.FieldChangeR\achanges\x127\n" +
+	"\x06owners\x18h \x03(\v2\x1f.polku.event.v1.ObjectReferenceR\x06owners\x120\n" +
+	"\x05links\x18i \x03(\v2\x1a.polku.event.v1.ObjectLinkR\x05links\x12\x10\n" +
+	"\x03gap\x18j \x01(\bR\x03gap\"i\n" +
+	"\x0fObjectReference\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x10\n" +
+	"\x03uid\x18\x04 \x01(\tR\x03uid\"E\n" +
+	"\vFieldChange\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x10\n" +
+	"\x03old\x18\x02 \x01(\tR\x03old\x12\x10\n" +
+	"\x03new\x18\x03 \x01(\tR\x03new\"s\n" +
+	"\n" +
+	"ObjectLink\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x127\n" +
+	"\x06target\x18\x02 \x01(\v2\x1f.polku.event.v1.ObjectReferenceR\x06target\x12\x18\n" +
+	"\aremoved\x18\x03 \x01(\bR\aremoved\"\xad\x02\n" +
 	"\x10ProcessEventData\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x12\n" +
 	"\x04ppid\x18\x02 \x01(\rR\x04ppid\x12\x18\n" +
@@ -1460,7 +1754,7 @@ func file_polku_event_v1_event_proto_rawDescGZIP() []byte {
 }
 
 var file_polku_event_v1_event_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_polku_event_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_polku_event_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_polku_event_v1_event_proto_goTypes = []any{
 	(Severity)(0),                 // 0: polku.event.v1.Severity
 	(Outcome)(0),                  // 1: polku.event.v1.Outcome
@@ -1469,29 +1763,37 @@ var file_polku_event_v1_event_proto_goTypes = []any{
 	(*KernelEventData)(nil),       // 4: polku.event.v1.KernelEventData
 	(*ContainerEventData)(nil),    // 5: polku.event.v1.ContainerEventData
 	(*K8SEventData)(nil),          // 6: polku.event.v1.K8sEventData
-	(*ProcessEventData)(nil),      // 7: polku.event.v1.ProcessEventData
-	(*ResourceEventData)(nil),     // 8: polku.event.v1.ResourceEventData
-	nil,                           // 9: polku.event.v1.Event.MetadataEntry
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*ObjectReference)(nil),       // 7: polku.event.v1.ObjectReference
+	(*FieldChange)(nil),           // 8: polku.event.v1.FieldChange
+	(*ObjectLink)(nil),            // 9: polku.event.v1.ObjectLink
+	(*ProcessEventData)(nil),      // 10: polku.event.v1.ProcessEventData
+	(*ResourceEventData)(nil),     // 11: polku.event.v1.ResourceEventData
+	nil,                           // 12: polku.event.v1.Event.MetadataEntry
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
 }
 var file_polku_event_v1_event_proto_depIdxs = []int32{
-	9,  // 0: polku.event.v1.Event.metadata:type_name -> polku.event.v1.Event.MetadataEntry
+	12, // 0: polku.event.v1.Event.metadata:type_name -> polku.event.v1.Event.MetadataEntry
 	0,  // 1: polku.event.v1.Event.severity:type_name -> polku.event.v1.Severity
 	1,  // 2: polku.event.v1.Event.outcome:type_name -> polku.event.v1.Outcome
 	3,  // 3: polku.event.v1.Event.network:type_name -> polku.event.v1.NetworkEventData
 	4,  // 4: polku.event.v1.Event.kernel:type_name -> polku.event.v1.KernelEventData
 	5,  // 5: polku.event.v1.Event.container:type_name -> polku.event.v1.ContainerEventData
 	6,  // 6: polku.event.v1.Event.k8s:type_name -> polku.event.v1.K8sEventData
-	7,  // 7: polku.event.v1.Event.process:type_name -> polku.event.v1.ProcessEventData
-	8,  // 8: polku.event.v1.Event.resource:type_name -> polku.event.v1.ResourceEventData
-	10, // 9: polku.event.v1.ContainerEventData.start_time:type_name -> google.protobuf.Timestamp
-	10, // 10: polku.event.v1.ProcessEventData.start_time:type_name -> google.protobuf.Timestamp
-	10, // 11: polku.event.v1.ProcessEventData.end_time:type_name -> google.protobuf.Timestamp
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	10, // 7: polku.event.v1.Event.process:type_name -> polku.event.v1.ProcessEventData
+	11, // 8: polku.event.v1.Event.resource:type_name -> polku.event.v1.ResourceEventData
+	13, // 9: polku.event.v1.ContainerEventData.start_time:type_name -> google.protobuf.Timestamp
+	7,  // 10: polku.event.v1.K8sEventData.object:type_name -> polku.event.v1.ObjectReference
+	8,  // 11: polku.event.v1.K8sEventData.changes:type_name -> polku.event.v1.FieldChange
+	7,  // 12: polku.event.v1.K8sEventData.owners:type_name -> polku.event.v1.ObjectReference
+	9,  // 13: polku.event.v1.K8sEventData.links:type_name -> polku.event.v1.ObjectLink
+	7,  // 14: polku.event.v1.ObjectLink.target:type_name -> polku.event.v1.ObjectReference
+	13, // 15: polku.event.v1.ProcessEventData.start_time:type_name -> google.protobuf.Timestamp
+	13, // 16: polku.event.v1.ProcessEventData.end_time:type_name -> google.protobuf.Timestamp
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_polku_event_v1_event_proto_init() }
@@ -1513,7 +1815,7 @@ func file_polku_event_v1_event_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_polku_event_v1_event_proto_rawDesc), len(file_polku_event_v1_event_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   8,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

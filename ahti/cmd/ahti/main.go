@@ -1,0 +1,4 @@
+// Command ahti is not built yet.
+package main
+
+func main() {}

@@ -1,0 +1,4 @@
+// Command polku is not built yet.
+package main
+
+func main() {}
