@@ -25,7 +25,7 @@ const (
 	genericTypical = time.Minute
 	genericWithin  = time.Hour
 	// leastScore and leastConfidence are what a cause needs to be believed.
-	leastScore      = 0.05
+	leastScore      = 0.1
 	leastConfidence = 0.3
 	// gapFit is the rating of the delay of a change whose time is not known.
 	gapFit = 0.7
@@ -69,13 +69,28 @@ type explanation struct {
 	reached    []*vertex
 	candidates []candidate
 	preceded   []*change // all changes within reach that came before
+	waiting    []wait
+}
+
+// wait is a run that had ended before the one that is explained began. If it
+// goes on after all, the explanation has to be made anew.
+type wait struct {
+	run  *run
+	last stamp
+}
+
+// current says whether nothing that the explanation rests on has changed.
+func (x *explanation) current(epoch uint64) bool {
+	return x.made && x.epoch == epoch &&
+		!slices.ContainsFunc(x.reached, func(v *vertex) bool { return v.touched > x.clock }) &&
+		!slices.ContainsFunc(x.waiting, func(w wait) bool { return w.run.last != w.last })
 }
 
 // explain returns the explanation of a run, from the cache when nothing that it
 // rests on has changed.
 func (e *Engine) explain(r *run) *explanation {
 	x := &r.cached
-	if x.made && x.epoch == e.epoch && !slices.ContainsFunc(x.reached, func(v *vertex) bool { return v.touched > x.clock }) {
+	if x.current(e.epoch) {
 		return x
 	}
 	rows := e.modes.explainer[r.name]
@@ -165,6 +180,9 @@ func (e *Engine) candidatesAt(x *explanation, r *run, rows []*modeRow, places []
 		for _, row := range rows {
 			if !row.followsFrom(o, r) || !slices.Contains(row.Where, p.where) {
 				continue
+			}
+			if o.last.at < r.first.at {
+				x.waiting = append(x.waiting, wait{o, o.last})
 			}
 			delay := time.Duration(max(r.first.at-o.last.at, 0))
 			if delay > row.Within {

@@ -276,9 +276,7 @@ func (g *graph) alias(v *vertex) {
 		return
 	}
 	named := g.vertex(key{v.kind, v.cluster, id})
-	t, created := g.tie(tieSame, v, named)
-	t.since, t.alive, t.gone = v.born, v.alive, v.gone
-	if created {
+	if _, created := g.tie(tieSame, v, named); created {
 		g.touch(named)
 	}
 }
@@ -334,6 +332,10 @@ func (g *graph) relationship(at int64, cluster string, r *ahtiv1.Relationship) b
 // holds says whether the tie was there at a time, or had been until a while
 // before: what was cut off just now may be the reason of what shows now.
 func (t *tie) holds(at int64) bool {
+	if t.kind == tieSame {
+		v := t.source
+		return v.born <= at+int64(skew) && (!v.deleted() || v.gone >= at-int64(memory))
+	}
 	if t.gone != 0 && t.gone >= t.alive && t.gone < at-int64(memory) {
 		return false
 	}
@@ -630,7 +632,7 @@ func (g *graph) forget(limit int64) {
 		}
 	}
 	for k, v := range g.vertices {
-		lonely := len(v.ties) == 0 && len(v.changes) == 0 && len(v.runs) == 0 && v.alive < limit &&
+		lonely := len(v.ties) == 0 && len(v.changes) == 0 && len(v.runs) == 0 && v.alive < limit && v.born < limit &&
 			(v.kind == ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT || v.alive == 0)
 		if dead(v) || lonely {
 			g.drop(k, v)

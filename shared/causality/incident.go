@@ -18,6 +18,7 @@ const maxSteps = 8
 // group is an incident in the making: runs with one root.
 type group struct {
 	change *change // the root, if one was seen
+	origin *run    // else the run that led to the others
 	runs   []*run  // sorted by first
 	via    map[*run]*candidate
 }
@@ -138,36 +139,21 @@ func (e *Engine) confidence(x *explanation, of int) float64 {
 
 // rootOf follows the likeliest causes as far as they go.
 func (e *Engine) rootOf(c *candidate) any {
-	seen := map[*run]bool{}
-	for range maxSteps {
+	var way []*run
+	for {
 		if c.change != nil {
 			return c.change
 		}
-		if seen[c.run] {
-			break
+		if at := slices.Index(way, c.run); at >= 0 {
+			return slices.MinFunc(way[at:], compareRuns)
 		}
-		seen[c.run] = true
+		way = append(way, c.run)
 		x := e.explain(c.run)
-		if len(x.candidates) == 0 || x.candidates[0].total < leastScore {
+		if len(way) == maxSteps || len(x.candidates) == 0 || x.candidates[0].total < leastScore {
 			return c.run
-		}
-		if next := &x.candidates[0]; next.run != nil && seen[next.run] {
-			return earliest(seen)
 		}
 		c = &x.candidates[0]
 	}
-	return earliest(seen)
-}
-
-// earliest is the root of a circle: the run that began first.
-func earliest(runs map[*run]bool) *run {
-	var first *run
-	for r := range runs {
-		if first == nil || compareRuns(r, first) < 0 {
-			first = r
-		}
-	}
-	return first
 }
 
 // groups folds all runs by their root.
@@ -183,39 +169,27 @@ func (e *Engine) groups() []*group {
 		g := byRoot[root]
 		if g == nil {
 			g = &group{via: via}
-			if c, ok := root.(*change); ok {
-				g.change = c
-			}
+			g.change, _ = root.(*change)
+			g.origin, _ = root.(*run)
 			byRoot[root] = g
 			order = append(order, g)
 		}
 		g.runs = append(g.runs, r)
 	}
 	var rootless []*run
-	orphans := map[*run][]*run{} // runs by the rootless run that they lead to
+	led := map[*run][]*run{} // runs by the unexplained one that they follow from
 	for _, r := range all {
-		seen := map[*run]bool{}
-		at := r
-		for len(seen) < maxSteps && !seen[at] && via[at] != nil && via[at].run != nil {
-			seen[at] = true
-			at = via[at].run
-		}
-		switch {
-		case seen[at]:
-			at = earliest(seen)
-			orphans[at] = append(orphans[at], r)
-			if at == r {
-				rootless = append(rootless, r)
-			}
-		case via[at] != nil && via[at].change != nil:
-			join(via[at].change, r)
+		switch end := origin(via, r); {
+		case via[end] != nil && via[end].change != nil:
+			join(via[end].change, r)
 		default:
-			orphans[at] = append(orphans[at], r)
-			if at == r {
-				rootless = append(rootless, r)
+			if led[end] == nil {
+				rootless = append(rootless, end)
 			}
+			led[end] = append(led[end], r)
 		}
 	}
+	slices.SortFunc(rootless, compareRuns)
 	// What nothing explains, and shows in the same way at the same place and
 	// time, has one cause that nobody saw.
 	last := map[string]*run{}
@@ -228,21 +202,31 @@ func (e *Engine) groups() []*group {
 			last[k] = r
 		}
 		ends[k] = max(ends[k], r.last.at)
-		for _, o := range orphans[r] {
+		for _, o := range led[r] {
 			join(root, o)
-		}
-		delete(orphans, r)
-	}
-	// A circle whose first run leads elsewhere.
-	for _, r := range all {
-		for _, o := range orphans[r] {
-			join(r, o)
 		}
 	}
 	for _, g := range order {
 		slices.SortFunc(g.runs, compareRuns)
 	}
 	return order
+}
+
+// origin follows the believed causes of a run as far as they are runs. A circle
+// begins with its earliest run.
+func origin(via map[*run]*candidate, r *run) *run {
+	way := []*run{r}
+	for {
+		c := via[r]
+		if c == nil || c.run == nil || len(way) == maxSteps {
+			return r
+		}
+		r = c.run
+		if at := slices.Index(way, r); at >= 0 {
+			return slices.MinFunc(way[at:], compareRuns)
+		}
+		way = append(way, r)
+	}
 }
 
 // placeOf names where an unexplained run comes from: what does not answer, for
@@ -338,7 +322,7 @@ func (g *group) started() int64 {
 	if g.change != nil {
 		return g.change.at
 	}
-	return g.runs[0].first.at
+	return min(g.origin.first.at, g.runs[0].first.at)
 }
 
 func (g *group) last() stamp {
@@ -356,13 +340,13 @@ func (g *group) root() (stamp, *vertex) {
 	if g.change != nil {
 		return g.change.stamp, g.change.vertex
 	}
-	return g.runs[0].first.stamp, g.runs[0].vertex
+	return g.origin.first.stamp, g.origin.vertex
 }
 
 // primary is the symptom that the root led to first.
 func (g *group) primary() *run {
 	if g.change == nil {
-		return g.runs[0]
+		return g.origin
 	}
 	for _, r := range g.runs {
 		if c := g.via[r]; c != nil && c.change == g.change {

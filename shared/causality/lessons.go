@@ -1,8 +1,10 @@
 package causality
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -16,8 +18,9 @@ type Lessons struct {
 	// what they were learned from.
 	Since   int64 `json:"since"`
 	Through int64 `json:"through"`
-	// Things is how many entities could have suffered.
-	Things int `json:"things"`
+	// Sufferers is how many entities had a symptom, by name: at most at once
+	// within the engine's window.
+	Sufferers map[string]int `json:"sufferers"`
 	// Causes counts changes by class.
 	Causes map[string]int `json:"causes"`
 	// Symptoms counts symptoms by name.
@@ -55,7 +58,10 @@ const (
 )
 
 func newLessons() Lessons {
-	return Lessons{Causes: map[string]int{}, Symptoms: map[string]int{}, Pairs: map[string]map[string]Pair{}}
+	return Lessons{
+		Sufferers: map[string]int{}, Causes: map[string]int{}, Symptoms: map[string]int{},
+		Pairs: map[string]map[string]Pair{},
+	}
 }
 
 // MarshalBinary encodes the lessons for a store.
@@ -88,19 +94,13 @@ func (e *Engine) Lessons() Lessons {
 }
 
 func (l Lessons) clone() Lessons {
-	out := l
-	out.Causes, out.Symptoms, out.Pairs = map[string]int{}, map[string]int{}, map[string]map[string]Pair{}
-	for k, n := range l.Causes {
-		out.Causes[k] = n
-	}
-	for k, n := range l.Symptoms {
-		out.Symptoms[k] = n
-	}
+	out := newLessons()
+	out.Since, out.Through = l.Since, l.Through
+	maps.Copy(out.Sufferers, l.Sufferers)
+	maps.Copy(out.Causes, l.Causes)
+	maps.Copy(out.Symptoms, l.Symptoms)
 	for k, pairs := range l.Pairs {
-		out.Pairs[k] = map[string]Pair{}
-		for s, p := range pairs {
-			out.Pairs[k][s] = p
-		}
+		out.Pairs[k] = maps.Clone(pairs)
 	}
 	return out
 }
@@ -122,50 +122,48 @@ func (e *Engine) Learn(now time.Time) bool {
 	if through <= e.lessons.Through {
 		return false
 	}
-	type following struct {
+	type pair struct {
 		cause   *change
 		symptom string
-		delay   float64
 	}
 	var (
 		changes []*change
-		follows []following
 		runs    []*run
 	)
-	seen := map[*change]map[string]bool{}
-	things := 0
+	soonest := map[pair]time.Duration{}
+	sufferers := map[string]int{}
 	for _, v := range e.graph.vertices {
-		if len(v.runs) > 0 || len(v.changes) > 0 {
-			things++
-		}
 		for _, c := range v.changes {
 			if !c.learned && c.at <= through {
 				changes = append(changes, c)
 			}
 		}
+		names := map[string]bool{}
 		for _, r := range v.runs {
+			names[r.name] = true
 			if r.first.at <= through && !r.learned {
 				runs = append(runs, r)
 			}
 			for _, c := range e.explain(r).preceded {
-				delay := time.Duration(r.first.at - c.at)
-				if c.learned || c.at > through || delay > horizon || seen[c][r.name] {
+				if c.learned || c.at > through {
 					continue
 				}
-				if seen[c] == nil {
-					seen[c] = map[string]bool{}
+				delay := max(time.Duration(r.first.at-c.at), 0)
+				if known, ok := soonest[pair{c, r.name}]; !ok || delay < known {
+					soonest[pair{c, r.name}] = delay
 				}
-				seen[c][r.name] = true
-				follows = append(follows, following{c, r.name, math.Log(max(delay.Seconds(), 0) + 1)})
 			}
 		}
+		for name := range names {
+			sufferers[name]++
+		}
+	}
+	for name, n := range sufferers {
+		e.lessons.Sufferers[name] = max(e.lessons.Sufferers[name], n)
 	}
 	// Sums of floating point numbers depend on their order.
-	slices.SortFunc(follows, func(a, b following) int {
-		if c := a.cause.compare(b.cause.stamp); c != 0 {
-			return c
-		}
-		return strings.Compare(a.symptom, b.symptom)
+	follows := slices.SortedFunc(maps.Keys(soonest), func(a, b pair) int {
+		return cmp.Or(a.cause.compare(b.cause.stamp), strings.Compare(a.symptom, b.symptom))
 	})
 	for _, c := range changes {
 		c.learned = true
@@ -182,10 +180,9 @@ func (e *Engine) Learn(now time.Time) bool {
 		if e.lessons.Pairs[class] == nil {
 			e.lessons.Pairs[class] = map[string]Pair{}
 		}
-		e.lessons.Pairs[class][f.symptom] = e.lessons.Pairs[class][f.symptom].add(f.delay)
+		e.lessons.Pairs[class][f.symptom] = e.lessons.Pairs[class][f.symptom].add(math.Log(soonest[f].Seconds() + 1))
 	}
 	e.lessons.Through = through
-	e.lessons.Things = max(e.lessons.Things, things)
 	if len(changes) == 0 && len(runs) == 0 {
 		return false
 	}
@@ -208,19 +205,19 @@ func (p Pair) add(delay float64) Pair {
 }
 
 // history rates how often the symptom has followed the class of changes,
-// against how often it comes by chance: 0 to 1. Few samples leave the rating
-// near what is assumed.
+// against how often it comes by chance to what has it at all: 0 to 1, the share
+// that is not chance. Few samples leave the rating near what is assumed.
 func (l *Lessons) history(class, symptom string, assumed float64) float64 {
 	n := float64(l.Causes[class])
 	if n == 0 {
 		return assumed
 	}
 	followed := float64(l.Pairs[class][symptom].Count)
-	chances := float64(max(l.Things, 1)) * max(float64(l.Through-l.Since)/float64(horizon), 1)
+	chances := float64(max(l.Sufferers[symptom], 1)) * max(float64(l.Through-l.Since)/float64(horizon), 1)
 	chance := (max(float64(l.Symptoms[symptom])-followed, 0) + 0.5) / (chances + 1)
 	rate := (followed + 0.5) / (n + 1)
 	weight := n / (n + trust)
-	return (1-weight)*assumed + weight*rate/(rate+chance)
+	return (1-weight)*assumed + weight*max(1-chance/rate, 0)
 }
 
 // delay rates how well a delay fits the pair: 0 to 1. What comes sooner than

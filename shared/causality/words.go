@@ -113,6 +113,9 @@ func (e *Engine) done(c *change) string {
 func told(fields []field) string {
 	var parts []string
 	for i, f := range fields {
+		if f.class == "cordon" {
+			continue // the sentence says it
+		}
 		if i == maxTold {
 			parts = append(parts, fmt.Sprintf("and %d more", len(fields)-maxTold))
 			break
