@@ -58,8 +58,11 @@ type Engine struct {
 	graph   *graph
 	lessons Lessons
 	epoch   uint64 // counts changes of the lessons
-	runs    int
-	changes int
+	// question counts what the engine was asked: an explanation is checked once
+	// for each.
+	question uint64
+	runs     int
+	changes  int
 	// suffering holds the vertices that have runs.
 	suffering map[*vertex]bool
 }
