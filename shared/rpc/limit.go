@@ -39,6 +39,7 @@ type limited struct {
 	metrics *metrics
 }
 
+// Accept returns the next connection that there is room for.
 func (l *limited) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
@@ -65,6 +66,7 @@ type counted struct {
 	closed func()
 }
 
+// Close closes the connection and makes room.
 func (c *counted) Close() error {
 	defer c.closed()
 	return c.Conn.Close()

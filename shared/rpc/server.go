@@ -139,7 +139,6 @@ func NewServer(config Config) (*Server, error) {
 		grpc.StaticStreamWindowSize(config.Window),
 		grpc.StaticConnWindowSize(config.Window),
 		grpc.ReadBufferSize(readBuffer),
-		grpc.SharedWriteBuffer(true),
 		grpc.ChainUnaryInterceptor(
 			m.calls.UnaryServerInterceptor(),
 			logging.UnaryServerInterceptor(s.logger(), logged...),
