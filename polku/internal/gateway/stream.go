@@ -61,12 +61,10 @@ func (g *Gateway) StreamEvents(stream polkuv1.Gateway_StreamEventsServer) error 
 			if err != nil {
 				return err
 			}
-			select {
-			case err := <-received:
-				return err
-			default: // the receiver waits for what the stop does not want
-				return errStopping
+			if stopping == nil {
+				return errStopping // the receiver waits for what nobody wants now
 			}
+			return <-received
 		case <-stopping:
 			stopping = nil
 			stopTaking()
