@@ -7,6 +7,7 @@ package transform
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"math"
 	"strconv"
 	"strings"
@@ -29,14 +30,16 @@ const (
 // Event returns e as AHTI takes it. The answer shares metadata, payload and data
 // with e: neither may be changed afterwards.
 //
-// It fails when e has no id or no kind, or names a thing by more than
-// MaxNameLen bytes. Such an event will never be taken; trying again is useless.
+// It fails when e has no kind, has no id or one longer than event.MaxIDLen, or
+// names a thing by more than MaxNameLen bytes. Such an event will never be taken; trying again is useless.
 func Event(e *eventv1.Event) (*ahtiv1.AhtiEvent, error) {
 	switch {
 	case e == nil:
 		return nil, errors.New("transform event: it is nil")
 	case e.GetId() == "":
 		return nil, errors.New("transform event: it has no id: set a unique one")
+	case len(e.GetId()) > event.MaxIDLen:
+		return nil, fmt.Errorf("transform event %.40q: its id has %d bytes: use at most %d", e.GetId(), len(e.GetId()), event.MaxIDLen)
 	case e.GetEventType() == "":
 		return nil, errors.New("transform event: it has no event_type: set its kind")
 	}

@@ -14,9 +14,9 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/yairfalse/tapio/polku/internal/transform"
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
-	"github.com/yairfalse/tapio/polku/internal/transform"
 	"github.com/yairfalse/tapio/shared/event"
 )
 
@@ -203,9 +203,12 @@ func TestRefuses(t *testing.T) {
 	}{
 		{"nil", nil, "it is nil"},
 		{"no id", &eventv1.Event{EventType: "agent.gap"}, "it has no id"},
+		{"long id", &eventv1.Event{Id: strings.Repeat("x", event.MaxIDLen+1), EventType: "agent.gap"}, "its id has 129 bytes: use at most 128"},
 		{"no kind", &eventv1.Event{Id: "a"}, "it has no event_type"},
-		{"long container id", &eventv1.Event{Id: "a", EventType: event.KindContainerOOMKill, Metadata: map[string]string{event.ContainerID: long}},
-			`transform event "a": a name that begins with "` + strings.Repeat("x", 40) + `" has 1025 bytes: use at most 1024`},
+		{
+			"long container id", &eventv1.Event{Id: "a", EventType: event.KindContainerOOMKill, Metadata: map[string]string{event.ContainerID: long}},
+			`transform event "a": a name that begins with "` + strings.Repeat("x", 40) + `" has 1025 bytes: use at most 1024`,
+		},
 		{"long cluster", &eventv1.Event{Id: "a", EventType: "agent.gap", Metadata: map[string]string{event.K8sClusterName: long}}, "has 1025 bytes"},
 		{"long namespace", &eventv1.Event{Id: "a", EventType: event.KindContainerOOMKill, Metadata: map[string]string{event.K8sPodUID: "u", event.K8sNamespaceName: long}}, "has 1025 bytes"},
 		{"long owner", &eventv1.Event{Id: "a", EventType: "k8s.pod.created", Data: &eventv1.Event_K8S{K8S: &eventv1.K8SEventData{
