@@ -45,6 +45,7 @@ type Queue struct {
 	tail  int32
 	n     int
 	bytes int
+	taken uint64
 	by    [severities]class
 	want  Batch         // what the taker waits for; zero when it does not wait
 	room  chan struct{} // closed when there is room again; nil if nobody waits
@@ -156,6 +157,7 @@ func (q *Queue) Take(ctx context.Context, b Batch) ([]*eventv1.Event, error) {
 		// The oldest of all is the oldest of its severity.
 		events = append(events, q.remove(severity(q.nodes[q.head].event)))
 	}
+	q.taken += uint64(len(events))
 	return events, nil
 }
 
@@ -189,23 +191,24 @@ func (q *Queue) wait(ctx context.Context, want Batch, timeout <-chan time.Time) 
 func (q *Queue) Return(events []*eventv1.Event) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.taken -= uint64(len(events))
 	for _, e := range slices.Backward(events) {
 		q.prepend(e, Size(e), severity(e))
 	}
 }
 
-// Len is the number of events that are queued.
-func (q *Queue) Len() int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.n
+// Stats is what a queue holds.
+type Stats struct {
+	Events int    // queued
+	Bytes  int    // their memory, as Size has it
+	Taken  uint64 // events that were taken and not returned, since the start
 }
 
-// Bytes is the memory that the queued events take, as Size has it.
-func (q *Queue) Bytes() int {
+// Stats returns all figures of one moment.
+func (q *Queue) Stats() Stats {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.bytes
+	return Stats{Events: q.n, Bytes: q.bytes, Taken: q.taken}
 }
 
 func (q *Queue) fits(size int) bool {

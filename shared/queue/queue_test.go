@@ -44,7 +44,7 @@ var all = queue.Batch{Events: math.MaxInt, Bytes: math.MaxInt}
 
 // take returns the ids of all that is queued, in order.
 func take(t *testing.T, q *queue.Queue) string {
-	if q.Len() == 0 {
+	if q.Stats().Events == 0 {
 		return ""
 	}
 	events, err := q.Take(t.Context(), all)
@@ -106,8 +106,8 @@ func TestOfferSheds(t *testing.T) {
 			}
 			require.Equal(t, c.want, take(t, q))
 			require.ElementsMatch(t, c.losses, q.Losses())
-			require.Zero(t, q.Len())
-			require.Zero(t, q.Bytes())
+			require.Zero(t, q.Stats().Events)
+			require.Zero(t, q.Stats().Bytes)
 		})
 	}
 }
@@ -230,7 +230,7 @@ func TestReturnPutsBackInFront(t *testing.T) {
 	require.NoError(t, err)
 	q.Offer(make1(5, info))
 	q.Return(events)
-	require.Equal(t, 5, q.Len(), "more than the limit, for now")
+	require.Equal(t, 5, q.Stats().Events, "more than the limit, for now")
 	require.True(t, q.Offer(make1(6, info)))
 	require.Equal(t, "2 4 5 6", take(t, q))
 	q.Return(events[:2])
@@ -307,11 +307,11 @@ func TestAgainstASimpleQueue(t *testing.T) {
 				lost++
 			}
 		}
-		require.Equal(t, len(model), q.Len())
+		require.Equal(t, len(model), q.Stats().Events)
 	}
 	require.EqualValues(t, lost, q.Lost())
 	require.Equal(t, ids(model), take(t, q))
-	require.Zero(t, q.Bytes())
+	require.Zero(t, q.Stats().Bytes)
 }
 
 // typical is an event with what an observer puts into one.
@@ -353,9 +353,9 @@ func TestMemoryOfAFullQueueIsWhatSizeSays(t *testing.T) {
 		q.Offer(e)
 	}
 	used := heap() - before
-	t.Logf("%d events, Size %d, heap %d bytes", q.Len(), q.Bytes(), used)
+	t.Logf("%d events, Size %d, heap %d bytes", q.Stats().Events, q.Stats().Bytes, used)
 	require.Positive(t, q.Lost())
-	require.LessOrEqual(t, q.Bytes(), bytes)
+	require.LessOrEqual(t, q.Stats().Bytes, bytes)
 	require.Less(t, used, int64(bytes)*3/2)
 	runtime.KeepAlive(q)
 }
