@@ -5,14 +5,11 @@ package ahti
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"slices"
-	"strings"
 	"time"
 
 	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
@@ -20,8 +17,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/protobuf/proto"
 
@@ -29,6 +24,8 @@ import (
 	"github.com/yairfalse/tapio/polku/internal/transform"
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
+	"github.com/yairfalse/tapio/shared/certs"
+	"github.com/yairfalse/tapio/shared/endpoint"
 )
 
 // DefaultTimeout is how long AHTI has to commit a delivery.
@@ -54,14 +51,11 @@ const (
 	connectTimeout = 10 * time.Second
 )
 
-// Config says which AHTI. Target, Log and Registry have no default.
+// Config says which AHTI. Endpoint, Log and Registry have no default.
 type Config struct {
-	// Target is "host:port", or a URL with http:// (without encryption) or
-	// https://. Without a scheme, TLS decides.
-	Target string
-	// TLS is how to recognize the server, and with mutual TLS how to be
-	// recognized. With nil, https:// trusts the authorities of the system.
-	TLS *tls.Config
+	// Endpoint is AHTI's address, in a form that endpoint.Parse takes.
+	Endpoint string
+	TLS      certs.Files
 	// Timeout is how long a delivery may take; 0 is DefaultTimeout.
 	Timeout time.Duration
 	// Log gets a line for each call, at level debug: the route tells what fails.
@@ -73,32 +67,29 @@ type Config struct {
 
 // Destination is a route.Destination. It is safe for concurrent use.
 type Destination struct {
-	target  string
-	timeout time.Duration
+	config  Config
 	conn    *grpc.ClientConn
 	client  ahtiv1.AhtiServiceClient
 	metrics *grpcprom.ClientMetrics
-	config  Config
 }
 
 var _ route.Destination = (*Destination)(nil)
 
 // New prepares the connection; the first delivery opens it. It fails when the
-// target is none, contradicts the TLS configuration, or the registry refuses the
-// metrics.
+// endpoint is none, a file cannot be used, or the registry refuses the metrics.
 func New(config Config) (*Destination, error) {
-	address, creds, err := dialing(config)
+	where, err := endpoint.Parse(config.Endpoint, config.TLS)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("find AHTI: %w", err)
 	}
 	metrics := grpcprom.NewClientMetrics()
 	if err := config.Registry.Register(metrics); err != nil {
-		return nil, fmt.Errorf("register the metrics of AHTI at %q: %w", config.Target, err)
+		return nil, fmt.Errorf("register the metrics of AHTI at %q: %w", config.Endpoint, err)
 	}
 	pause := backoff.DefaultConfig
 	pause.MaxDelay = longestPause
-	conn, err := grpc.NewClient(address,
-		grpc.WithTransportCredentials(creds),
+	conn, err := grpc.NewClient("dns:///"+where.Address,
+		grpc.WithTransportCredentials(where.Credentials()),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingEvery, Timeout: pingTimeout}),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: pause, MinConnectTimeout: connectTimeout}),
 		grpc.WithChainStreamInterceptor(
@@ -108,39 +99,15 @@ func New(config Config) (*Destination, error) {
 	)
 	if err != nil {
 		config.Registry.Unregister(metrics)
-		return nil, fmt.Errorf("prepare the connection to AHTI at %q: %w", config.Target, err)
+		return nil, fmt.Errorf("prepare the connection to AHTI at %q: %w", config.Endpoint, err)
 	}
+	config.Timeout = cmp.Or(config.Timeout, DefaultTimeout)
 	return &Destination{
-		target:  config.Target,
-		timeout: cmp.Or(config.Timeout, DefaultTimeout),
+		config:  config,
 		conn:    conn,
 		client:  ahtiv1.NewAhtiServiceClient(conn),
 		metrics: metrics,
-		config:  config,
 	}, nil
-}
-
-// dialing returns the address of the target and how to secure the connection.
-func dialing(config Config) (address string, creds credentials.TransportCredentials, err error) {
-	scheme, rest, found := strings.Cut(config.Target, "://")
-	if !found {
-		scheme, rest = "", config.Target
-	}
-	address = strings.TrimSuffix(rest, "/")
-	if host, port, err := net.SplitHostPort(address); err != nil || host == "" || port == "" || strings.ContainsAny(address, "/?#@") {
-		return "", nil, fmt.Errorf("read the address of AHTI %q: write HOST:PORT, http://HOST:PORT or https://HOST:PORT", config.Target)
-	}
-	switch {
-	case scheme == "https":
-		return address, credentials.NewTLS(cmp.Or(config.TLS, &tls.Config{MinVersion: tls.VersionTLS12})), nil
-	case scheme == "http" && config.TLS != nil:
-		return "", nil, fmt.Errorf("read the address of AHTI %q: http:// is without encryption, but certificates are set: use https:// or remove them", config.Target)
-	case scheme == "http", scheme == "" && config.TLS == nil:
-		return address, insecure.NewCredentials(), nil
-	case scheme == "":
-		return address, credentials.NewTLS(config.TLS), nil
-	}
-	return "", nil, fmt.Errorf("read the address of AHTI %q: scheme %q is not known: use http:// or https://", config.Target, scheme)
 }
 
 func logger(log *slog.Logger) logging.Logger {
@@ -153,7 +120,7 @@ func logger(log *slog.Logger) logging.Logger {
 func (d *Destination) Close() error {
 	d.config.Registry.Unregister(d.metrics)
 	if err := d.conn.Close(); err != nil {
-		return fmt.Errorf("close the connection to AHTI at %q: %w", d.target, err)
+		return fmt.Errorf("close the connection to AHTI at %q: %w", d.config.Endpoint, err)
 	}
 	return nil
 }
@@ -167,7 +134,7 @@ func (d *Destination) Deliver(ctx context.Context, events []*eventv1.Event) erro
 	if len(requests) > 0 {
 		more, err := d.send(ctx, requests)
 		if err != nil {
-			return fmt.Errorf("deliver %d events to AHTI at %q: %w", len(events), d.target, err)
+			return fmt.Errorf("deliver %d events to AHTI at %q: %w", len(events), d.config.Endpoint, err)
 		}
 		refused = append(refused, more...)
 	}
@@ -215,7 +182,7 @@ func batch(events []*eventv1.Event) (requests []*request, refused []route.Refusa
 // send sends the requests over a stream of their own. A stream costs one frame,
 // and what happens to it happens to one delivery only.
 func (d *Destination) send(ctx context.Context, requests []*request) ([]route.Refusal, error) {
-	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	ctx, cancel := context.WithTimeout(ctx, d.config.Timeout)
 	defer cancel()
 	stream, err := d.client.Ingest(ctx)
 	if err != nil {

@@ -163,7 +163,7 @@ func TestDeliversTransformedEventsInOrder(t *testing.T) {
 	for _, target := range []string{addr, "http://" + addr, "http://" + addr + "/"} {
 		s.requests = nil
 		registry := prometheus.NewRegistry()
-		d := connect(t, ahti.Config{Target: target, Registry: registry})
+		d := connect(t, ahti.Config{Endpoint: target, Registry: registry})
 		require.NoError(t, d.Deliver(t.Context(), events(3)))
 		assert.Equal(t, []string{"0", "1", "2"}, s.ids())
 		assert.Equal(t, "c", s.received()[0].GetEvents()[0].GetEntities()[0].GetId())
@@ -176,7 +176,7 @@ func TestDeliversTransformedEventsInOrder(t *testing.T) {
 func TestDeliversNothing(t *testing.T) {
 	s := &service{}
 	addr, _ := serve(t, "127.0.0.1:0", s, certs.Files{})
-	require.NoError(t, connect(t, ahti.Config{Target: addr}).Deliver(t.Context(), nil))
+	require.NoError(t, connect(t, ahti.Config{Endpoint: addr}).Deliver(t.Context(), nil))
 	assert.Empty(t, s.received())
 }
 
@@ -188,7 +188,7 @@ func TestSplitsWhatIsTooLargeForOneRequest(t *testing.T) {
 	for _, e := range all {
 		e.Payload = make([]byte, 200<<10)
 	}
-	require.NoError(t, connect(t, ahti.Config{Target: addr}).Deliver(t.Context(), all))
+	require.NoError(t, connect(t, ahti.Config{Endpoint: addr}).Deliver(t.Context(), all))
 	assert.Len(t, s.received(), 4)
 	want := make([]string, len(all))
 	for i := range want {
@@ -214,7 +214,7 @@ func TestTellsWhichEventsAreRefused(t *testing.T) {
 	all[1].EventType = ""                                          // the transform refuses it
 	all[4].Metadata[event.ContainerID] = strings.Repeat("x", 2000) // and this one
 	all[5] = withManyLinks("5")                                    // grows with its entities
-	err := connect(t, ahti.Config{Target: addr}).Deliver(t.Context(), all)
+	err := connect(t, ahti.Config{Endpoint: addr}).Deliver(t.Context(), all)
 	var refused *route.Refused
 	require.ErrorAs(t, err, &refused)
 	require.Len(t, refused.Events, 4)
@@ -252,7 +252,7 @@ func TestAnswerThatLeavesAnEventOpenIsAnError(t *testing.T) {
 		return storeAll(r), nil
 	}}
 	addr, _ := serve(t, "127.0.0.1:0", s, certs.Files{})
-	err := connect(t, ahti.Config{Target: addr}).Deliver(t.Context(), events(3))
+	err := connect(t, ahti.Config{Endpoint: addr}).Deliver(t.Context(), events(3))
 	require.ErrorContains(t, err, "neither stored nor refused 1 of 3 events")
 	assertRetried(t, err)
 }
@@ -263,7 +263,7 @@ func TestHangingAhtiIsAnError(t *testing.T) {
 		return nil, ctx.Err()
 	}}
 	addr, _ := serve(t, "127.0.0.1:0", s, certs.Files{})
-	err := connect(t, ahti.Config{Target: addr, Timeout: 100 * time.Millisecond}).Deliver(t.Context(), events(1))
+	err := connect(t, ahti.Config{Endpoint: addr, Timeout: 100 * time.Millisecond}).Deliver(t.Context(), events(1))
 	assert.Equal(t, codes.DeadlineExceeded, status.Code(err))
 	assertRetried(t, err)
 }
@@ -273,7 +273,7 @@ func TestSilentListenerIsAnError(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, l.Close()) })
-	err = connect(t, ahti.Config{Target: l.Addr().String(), Timeout: 100 * time.Millisecond}).Deliver(t.Context(), events(1))
+	err = connect(t, ahti.Config{Endpoint: l.Addr().String(), Timeout: 100 * time.Millisecond}).Deliver(t.Context(), events(1))
 	assertRetried(t, err)
 }
 
@@ -282,7 +282,7 @@ func TestFailingStoreIsAnError(t *testing.T) {
 		return nil, status.Error(codes.Unavailable, "the disk is full")
 	}}
 	addr, _ := serve(t, "127.0.0.1:0", s, certs.Files{})
-	err := connect(t, ahti.Config{Target: addr}).Deliver(t.Context(), events(1))
+	err := connect(t, ahti.Config{Endpoint: addr}).Deliver(t.Context(), events(1))
 	require.ErrorContains(t, err, "the disk is full")
 	require.ErrorContains(t, err, addr, "which AHTI it was")
 	assertRetried(t, err)
@@ -296,7 +296,7 @@ func TestCanceledDeliveryReturns(t *testing.T) {
 		return nil, ctx.Err()
 	}}
 	addr, _ := serve(t, "127.0.0.1:0", s, certs.Files{})
-	d := connect(t, ahti.Config{Target: addr})
+	d := connect(t, ahti.Config{Endpoint: addr})
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
 		<-arrived
@@ -316,7 +316,7 @@ func assertRetried(t *testing.T, err error) {
 func TestComesBackAfterAhtiDoes(t *testing.T) {
 	s := &service{}
 	addr, stop := serve(t, "127.0.0.1:0", s, certs.Files{})
-	d := connect(t, ahti.Config{Target: addr})
+	d := connect(t, ahti.Config{Endpoint: addr})
 	require.NoError(t, d.Deliver(t.Context(), events(1)))
 
 	stop()
@@ -332,7 +332,7 @@ func TestComesBackAfterAhtiDoes(t *testing.T) {
 func TestConcurrentDeliveries(t *testing.T) {
 	s := &service{}
 	addr, _ := serve(t, "127.0.0.1:0", s, certs.Files{})
-	d := connect(t, ahti.Config{Target: addr})
+	d := connect(t, ahti.Config{Endpoint: addr})
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() { assert.NoError(t, d.Deliver(t.Context(), events(10))) })
@@ -369,9 +369,7 @@ func TestMutualTLS(t *testing.T) {
 		{"client without certificate", "https://", certs.Files{CA: client.CA}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			config, err := tt.files.Client("127.0.0.1")
-			require.NoError(t, err)
-			err = connect(t, ahti.Config{Target: tt.scheme + addr, TLS: config}).Deliver(t.Context(), events(1))
+			err := connect(t, ahti.Config{Endpoint: tt.scheme + addr, TLS: tt.files}).Deliver(t.Context(), events(1))
 			if strings.HasPrefix(tt.name, "good") {
 				require.NoError(t, err)
 				return
@@ -381,10 +379,10 @@ func TestMutualTLS(t *testing.T) {
 		})
 	}
 	t.Run("unencrypted", func(t *testing.T) {
-		assertRetried(t, connect(t, ahti.Config{Target: "http://" + addr}).Deliver(t.Context(), events(1)))
+		assertRetried(t, connect(t, ahti.Config{Endpoint: "http://" + addr}).Deliver(t.Context(), events(1)))
 	})
 	t.Run("authorities of the system", func(t *testing.T) {
-		err := connect(t, ahti.Config{Target: "https://" + addr}).Deliver(t.Context(), events(1))
+		err := connect(t, ahti.Config{Endpoint: "https://" + addr}).Deliver(t.Context(), events(1))
 		require.ErrorContains(t, err, "certificate")
 		assertRetried(t, err)
 	})
@@ -432,35 +430,31 @@ func writePEM(t *testing.T, file, kind string, der []byte) {
 	require.NoError(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
 }
 
-func TestRefusesBadTargets(t *testing.T) {
-	tls, err := certs.Files{}.Client("localhost")
-	require.NoError(t, err)
-	for _, tt := range []struct {
-		name   string
-		config ahti.Config
-		want   string
-	}{
-		{"empty", ahti.Config{}, "HOST:PORT"},
-		{"no port", ahti.Config{Target: "ahti"}, "HOST:PORT"},
-		{"no host", ahti.Config{Target: ":8080"}, "HOST:PORT"},
-		{"URL without port", ahti.Config{Target: "https://ahti"}, "HOST:PORT"},
-		{"path", ahti.Config{Target: "https://ahti:8080/v1"}, "HOST:PORT"},
-		{"password", ahti.Config{Target: "https://a:b@ahti:8080"}, "HOST:PORT"},
-		{"scheme", ahti.Config{Target: "ftp://ahti:21"}, `scheme "ftp" is not known`},
-		{"certificates without encryption", ahti.Config{Target: "http://ahti:80", TLS: tls}, "use https://"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			tt.config.Log, tt.config.Registry = slog.New(slog.DiscardHandler), prometheus.NewRegistry()
-			_, err := ahti.New(tt.config)
-			require.ErrorContains(t, err, tt.want)
-		})
+func TestRefusesBadConfiguration(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	config := ahti.Config{Endpoint: "127.0.0.1:1", Log: slog.New(slog.DiscardHandler), Registry: registry}
+	bad := config
+	bad.Endpoint = "ftp://ahti:21"
+	_, err := ahti.New(bad)
+	require.ErrorContains(t, err, `scheme "ftp" is not known`)
+	bad = config
+	bad.TLS = certs.Files{CA: filepath.Join(t.TempDir(), "missing.pem")}
+	_, err = ahti.New(bad)
+	require.ErrorContains(t, err, "missing.pem")
+
+	for range 2 { // a route that is configured anew registers again
+		d, err := ahti.New(config)
+		require.NoError(t, err)
+		_, err = ahti.New(config)
+		require.ErrorContains(t, err, "register the metrics")
+		require.NoError(t, d.Close())
 	}
 }
 
 func BenchmarkDeliver(b *testing.B) {
 	s := &service{}
 	addr, _ := serve(b, "127.0.0.1:0", s, certs.Files{})
-	d := connect(b, ahti.Config{Target: addr})
+	d := connect(b, ahti.Config{Endpoint: addr})
 	for _, n := range []int{1, 500} {
 		b.Run(strconv.Itoa(n), func(b *testing.B) {
 			all := events(n)

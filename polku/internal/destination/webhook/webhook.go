@@ -20,7 +20,6 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
-	"crypto/tls"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -40,6 +39,7 @@ import (
 
 	"github.com/yairfalse/tapio/polku/internal/route"
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
+	"github.com/yairfalse/tapio/shared/certs"
 	"github.com/yairfalse/tapio/shared/event"
 )
 
@@ -91,8 +91,8 @@ type Config struct {
 	// Secret signs the requests: base64 of 24 to 64 bytes, with or without the
 	// prefix "whsec_". Empty signs nothing.
 	Secret string
-	// TLS is for https://; nil trusts the authorities of the system.
-	TLS *tls.Config
+	// TLS is for https://. Without a CA the authorities of the system count.
+	TLS certs.Files
 	// Registry takes the metrics. Destinations that share one need a label each,
 	// as prometheus.WrapRegistererWith gives.
 	Registry prometheus.Registerer
@@ -130,6 +130,13 @@ func New(config Config) (*Destination, error) {
 			return nil, fmt.Errorf("webhook %s: header %q has a name or a value that HTTP does not allow", u.Host, name)
 		}
 	}
+	if u.Scheme == "http" && !config.TLS.Empty() {
+		return nil, fmt.Errorf("webhook %s: its URL is plaintext, but certificate files are named: write https://, or name no files", u.Host)
+	}
+	secure, err := config.TLS.Client(u.Hostname())
+	if err != nil {
+		return nil, fmt.Errorf("webhook %s: %w", u.Host, err)
+	}
 	secret, err := decodeSecret(config.Secret)
 	if err != nil {
 		return nil, fmt.Errorf("webhook %s: %w", u.Host, err)
@@ -140,7 +147,7 @@ func New(config Config) (*Destination, error) {
 	}
 	transport := &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
-		TLSClientConfig:        config.TLS,
+		TLSClientConfig:        secure,
 		ForceAttemptHTTP2:      true,
 		MaxResponseHeaderBytes: maxResponseHeader,
 		IdleConnTimeout:        90 * time.Second, // less than servers keep one open

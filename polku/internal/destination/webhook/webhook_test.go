@@ -5,13 +5,14 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,6 +28,7 @@ import (
 	"github.com/yairfalse/tapio/polku/internal/destination/webhook"
 	"github.com/yairfalse/tapio/polku/internal/route"
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
+	"github.com/yairfalse/tapio/shared/certs"
 )
 
 // request is what the server got.
@@ -450,10 +452,9 @@ func TestTLS(t *testing.T) {
 	s := &receiver{}
 	s.Server = httptest.NewTLSServer(s.handler(t, nil))
 	t.Cleanup(s.Close)
-	pool := x509.NewCertPool()
-	pool.AddCert(s.Certificate())
-	trusting := &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
-	require.NoError(t, open(t, webhook.Config{URL: s.URL, TLS: trusting}).Deliver(t.Context(), events(1)))
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600))
+	require.NoError(t, open(t, webhook.Config{URL: s.URL, TLS: certs.Files{CA: ca}}).Deliver(t.Context(), events(1)))
 	err := open(t, webhook.Config{URL: s.URL}).Deliver(t.Context(), events(1))
 	assertRetried(t, err)
 	require.ErrorContains(t, err, "certificate")
@@ -470,6 +471,8 @@ func TestRefusesBadConfiguration(t *testing.T) {
 		{"no scheme", webhook.Config{URL: "example.com/x"}, "its URL is none"},
 		{"other scheme", webhook.Config{URL: "file:///etc/passwd"}, "its URL is none"},
 		{"no host", webhook.Config{URL: "https:///x"}, "its URL is none"},
+		{"files for plaintext", webhook.Config{URL: url, TLS: certs.Files{CA: "ca.pem"}}, "write https://"},
+		{"missing files", webhook.Config{URL: "https://127.0.0.1:1/", TLS: certs.Files{CA: "missing.pem"}}, "missing.pem"},
 		{"format", webhook.Config{URL: url, Format: "xml"}, `format "xml" is not known`},
 		{"header name", webhook.Config{URL: url, Headers: map[string]string{"a b": "c"}}, `header "a b"`},
 		{"header value", webhook.Config{URL: url, Headers: map[string]string{"A": "b\r\nC: d"}}, `header "A"`},
