@@ -1,83 +1,18 @@
 package certs_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"io"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/yairfalse/tapio/shared/certs"
+	"github.com/yairfalse/tapio/shared/certs/certstest"
 )
-
-// authority signs certificates for a test.
-type authority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-}
-
-func newAuthority(t *testing.T, name string) *authority {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	require.NoError(t, err)
-	cert, err := x509.ParseCertificate(der)
-	require.NoError(t, err)
-	return &authority{cert: cert, key: key}
-}
-
-// write puts the authority's certificate to a file.
-func (a *authority) write(t *testing.T, file string) {
-	write(t, file, "CERTIFICATE", a.cert.Raw)
-}
-
-// issue puts a certificate for 127.0.0.1 and localhost and its key to files.
-func (a *authority) issue(t *testing.T, name, certFile, keyFile string) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}, a.cert, key.Public(), a.key)
-	require.NoError(t, err)
-	write(t, certFile, "CERTIFICATE", der)
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	require.NoError(t, err)
-	write(t, keyFile, "PRIVATE KEY", keyDER)
-}
-
-// write replaces a file as one step, as a rotation does.
-func write(t *testing.T, file, kind string, der []byte) {
-	next := file + ".next"
-	require.NoError(t, os.WriteFile(next, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
-	require.NoError(t, os.Rename(next, file))
-}
-
-// files are the paths of one side, in a directory of its own.
-func files(t *testing.T) certs.Files {
-	dir := t.TempDir()
-	return certs.Files{
-		Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key"), CA: filepath.Join(dir, "ca.crt"),
-	}
-}
 
 // connect does one handshake over a loopback connection and returns the names
 // in the certificates that each side saw.
@@ -119,12 +54,12 @@ func peer(c *tls.Conn) string {
 }
 
 func TestMutualTLSFollowsItsFiles(t *testing.T) {
-	old, next := newAuthority(t, "old"), newAuthority(t, "next")
-	s, c := files(t), files(t)
-	old.issue(t, "server 1", s.Cert, s.Key)
-	old.write(t, s.CA)
-	old.issue(t, "client 1", c.Cert, c.Key)
-	old.write(t, c.CA)
+	old, next := certstest.NewAuthority(t, "old"), certstest.NewAuthority(t, "next")
+	s, c := certstest.Files(t), certstest.Files(t)
+	old.Issue(t, "server 1", s.Cert, s.Key)
+	old.Write(t, s.CA)
+	old.Issue(t, "client 1", c.Cert, c.Key)
+	old.Write(t, c.CA)
 	server, err := s.Server()
 	require.NoError(t, err)
 	client, err := c.Client("127.0.0.1")
@@ -138,19 +73,19 @@ func TestMutualTLSFollowsItsFiles(t *testing.T) {
 
 	// The server's certificate is renewed by an authority that the client
 	// does not know yet.
-	next.issue(t, "server 2", s.Cert, s.Key)
+	next.Issue(t, "server 2", s.Cert, s.Key)
 	_, _, clientErr, _ = try()
 	require.ErrorContains(t, clientErr, c.CA)
-	next.write(t, c.CA)
+	next.Write(t, c.CA)
 	byClient, _, clientErr, _ = try()
 	require.NoError(t, clientErr)
 	require.Equal(t, "server 2", byClient)
 
 	// The same the other way.
-	next.issue(t, "client 2", c.Cert, c.Key)
+	next.Issue(t, "client 2", c.Cert, c.Key)
 	_, _, _, serverErr = try()
 	require.ErrorContains(t, serverErr, s.CA)
-	next.write(t, s.CA)
+	next.Write(t, s.CA)
 	_, byServer, clientErr, serverErr = try()
 	require.NoError(t, clientErr)
 	require.NoError(t, serverErr)
@@ -166,10 +101,10 @@ func TestMutualTLSFollowsItsFiles(t *testing.T) {
 }
 
 func TestServerRefusesAClientWithoutCertificate(t *testing.T) {
-	a := newAuthority(t, "a")
-	s := files(t)
-	a.issue(t, "server", s.Cert, s.Key)
-	a.write(t, s.CA)
+	a := certstest.NewAuthority(t, "a")
+	s := certstest.Files(t)
+	a.Issue(t, "server", s.Cert, s.Key)
+	a.Write(t, s.CA)
 	server, err := s.Server()
 	require.NoError(t, err)
 	client, err := certs.Files{CA: s.CA}.Client("localhost")
@@ -180,10 +115,10 @@ func TestServerRefusesAClientWithoutCertificate(t *testing.T) {
 }
 
 func TestClientChecksTheName(t *testing.T) {
-	a := newAuthority(t, "a")
-	s := files(t)
-	a.issue(t, "server", s.Cert, s.Key)
-	a.write(t, s.CA)
+	a := certstest.NewAuthority(t, "a")
+	s := certstest.Files(t)
+	a.Issue(t, "server", s.Cert, s.Key)
+	a.Write(t, s.CA)
 	server, err := certs.Files{Cert: s.Cert, Key: s.Key}.Server()
 	require.NoError(t, err)
 	for name, want := range map[string]string{"localhost": "", "127.0.0.1": "", "elsewhere": "elsewhere", "127.0.0.2": "127.0.0.2"} {
@@ -204,12 +139,12 @@ func TestClientChecksTheName(t *testing.T) {
 }
 
 func TestBadFiles(t *testing.T) {
-	a := newAuthority(t, "a")
-	good := files(t)
-	a.issue(t, "server", good.Cert, good.Key)
-	a.write(t, good.CA)
-	other := files(t)
-	a.issue(t, "other", other.Cert, other.Key)
+	a := certstest.NewAuthority(t, "a")
+	good := certstest.Files(t)
+	a.Issue(t, "server", good.Cert, good.Key)
+	a.Write(t, good.CA)
+	other := certstest.Files(t)
+	a.Issue(t, "other", other.Cert, other.Key)
 	missing := filepath.Join(t.TempDir(), "missing.pem")
 	text := filepath.Join(t.TempDir(), "text.pem")
 	require.NoError(t, os.WriteFile(text, []byte("no PEM\n"), 0o600))
