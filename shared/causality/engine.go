@@ -55,12 +55,27 @@ type Engine struct {
 }
 
 // New returns an empty engine.
-func New(o Options) *Engine {
+func New(o Options) (*Engine, error) {
 	return &Engine{
 		entities: map[key]*ahtiv1.Entity{}, ties: map[string]*ahtiv1.Relationship{},
 		symptoms: map[key][]*ahtiv1.AhtiEvent{}, window: cmp.Or(o.Window, 6*time.Hour),
-	}
+	}, nil
 }
+
+// Size is how much an engine holds.
+type Size struct {
+	Entities, Relationships, Symptoms, Changes int
+}
+
+// Size counts what the engine holds.
+func (e *Engine) Size() Size {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return Size{Entities: len(e.entities), Relationships: len(e.ties), Symptoms: len(e.symptoms)}
+}
+
+// Window is how far back the engine reasons.
+func (e *Engine) Window() time.Duration { return e.window }
 
 func keyOf(e *ahtiv1.Entity) key { return key{e.GetType(), e.GetClusterId(), e.GetId()} }
 

@@ -163,7 +163,12 @@ func facts(all map[factKey]*fact) ([]any, error) {
 		if err != nil {
 			return nil, fmt.Errorf("encode a fact: %w", err)
 		}
-	
+		switch m := f.message.(type) {
+		case *ahtiv1.Entity:
+			values = append(values, k.key, k.sequence, int64(m.GetType()), f.at, number(f.gone), body)
+		case *ahtiv1.Relationship:
+			values = append(values, k.key, k.sequence, f.at, number(f.gone), f.source, f.target, body)
+		}
 	}
 	return values, nil
 }
