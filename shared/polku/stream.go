@@ -113,7 +113,6 @@ func (c *Client) awaitWindow(ctx context.Context) error {
 // register makes a batch of what was taken from the queue. It is remembered
 // before it is sent: from here on only an ack makes it go away.
 func (c *Client) register(events []*eventv1.Event) *batch {
-	taken := len(events)
 	if gap, lost := c.queue.TakeGap(); lost {
 		e := gap.Event(c.events, c.config.Source)
 		maps.Copy(e.GetMetadata(), c.config.Identity)
@@ -130,7 +129,6 @@ func (c *Client) register(events []*eventv1.Event) *batch {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.window.add(b)
-	c.moved += uint64(taken)
 	return b
 }
 
@@ -177,10 +175,12 @@ type refusal struct {
 func (c *Client) settle(ack *polkuv1.Ack) {
 	var done, again []*eventv1.Event
 	var refused []refusal
+	settled := 0 // copies of one event included
 	c.mu.Lock()
 	batches := len(c.window.batches)
 	for _, id := range ack.GetEventIds() {
-		e := c.window.settle(id)
+		e, copies := c.window.settle(id)
+		settled += copies
 		if e == nil {
 			c.counts.unknown++
 			continue
@@ -191,7 +191,8 @@ func (c *Client) settle(ack *polkuv1.Ack) {
 		}
 	}
 	for _, why := range ack.GetErrors() {
-		e := c.window.settle(why.GetEventId())
+		e, copies := c.window.settle(why.GetEventId())
+		settled += copies
 		code := why.GetCode()
 		switch {
 		case e == nil && why.GetEventId() != "":
@@ -208,7 +209,6 @@ func (c *Client) settle(ack *polkuv1.Ack) {
 		// The order of what is still in flight cannot be kept, that of the queue
 		// can.
 		c.queue.Return(again)
-		c.moved -= uint64(len(again))
 		c.slowDown()
 	} else if len(ack.GetEventIds()) > 0 {
 		c.holds = 0
@@ -219,7 +219,7 @@ func (c *Client) settle(ack *polkuv1.Ack) {
 		default:
 		}
 	}
-	c.checkIdle()
+	c.queue.Done(settled - len(again))
 	c.mu.Unlock()
 
 	if len(done) > 0 {

@@ -47,14 +47,15 @@ func (w *window) add(b *batch) {
 
 // settle forgets the event of an id and returns it; nil if it is not in flight.
 // Copies of an event share its fate.
-func (w *window) settle(id string) *eventv1.Event {
+func (w *window) settle(id string) (e *eventv1.Event, copies int) {
 	p, found := w.places[id]
 	if !found {
-		return nil
+		return nil, 0
 	}
 	delete(w.places, id)
-	e := p.batch.events[p.index]
+	e = p.batch.events[p.index]
 	for found {
+		copies++
 		b := p.batch
 		w.events--
 		if b.left--; b.left == 0 {
@@ -63,5 +64,5 @@ func (w *window) settle(id string) *eventv1.Event {
 		}
 		p, found = b.earlier[p.index]
 	}
-	return e
+	return e, copies
 }

@@ -237,6 +237,35 @@ func TestReturnPutsBackInFront(t *testing.T) {
 	require.Equal(t, "1 2", take(t, q))
 }
 
+func TestFlushWaitsForWhatIsTakenToo(t *testing.T) {
+	q := queue.New(queue.Limits{Events: 3, Bytes: 1 << 20})
+	require.NoError(t, q.Flush(t.Context()))
+	for n := range 4 {
+		q.Offer(make1(n, info))
+	}
+	flushed := make(chan error)
+	go func() { flushed <- q.Flush(t.Context()) }()
+	events, err := q.Take(t.Context(), all)
+	require.NoError(t, err)
+	_, lost := q.TakeGap()
+	require.True(t, lost)
+	require.Equal(t, queue.Stats{Taken: 4}, q.Stats())
+	q.Return(events[2:])
+	q.Done(2)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, q.Flush(ctx), context.DeadlineExceeded)
+	require.Equal(t, 2, q.Stats().Pending())
+	require.Equal(t, "3", take(t, q))
+	q.Done(2)
+	select {
+	case err := <-flushed:
+		require.NoError(t, err)
+	case <-time.After(patience):
+		t.Fatal("not flushed")
+	}
+}
+
 func TestPutWaitsForRoom(t *testing.T) {
 	const senders, each = 4, 500
 	q := queue.New(queue.Limits{Events: 3, Bytes: 1 << 20})
