@@ -103,7 +103,7 @@ func (p *part) start(binaries string) error {
 	if err != nil {
 		return fmt.Errorf("start %s: %w", p.name, err)
 	}
-	defer log.Close() //nolint:errcheck // the program has its own handle
+	defer log.Close()                                               //nolint:errcheck // the program has its own handle
 	cmd := exec.Command(filepath.Join(binaries, p.name), p.args...) //nolint:gosec // our own program
 	cmd.Stdout, cmd.Stderr = log, log
 	// An interrupt from the terminal is for the demo, which ends them in order.

@@ -87,7 +87,13 @@ func hasMemory(root string) bool {
 }
 
 func write(file, value string) error {
-	if err := os.WriteFile(file, []byte(value), 0); err != nil {
+	// Not created: where a kernel lacks a file it says so.
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("set up a control group: %w", err)
+	}
+	_, err = f.WriteString(value)
+	if err := errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("set up a control group: %w", err)
 	}
 	return nil
