@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -107,14 +108,27 @@ func (p *part) start(binaries string) error {
 	cmd := exec.Command(filepath.Join(binaries, p.name), p.args...) //nolint:gosec // our own program
 	cmd.Stdout, cmd.Stderr = log, log
 	// An interrupt from the terminal is for the demo, which ends them in order.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
+	// If it is killed, they end with it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := startOnThread(cmd); err != nil {
 		return fmt.Errorf("start %s: %w", p.name, err)
 	}
 	p.mu.Lock()
 	p.cmd = cmd
 	p.mu.Unlock()
 	return nil
+}
+
+// startOnThread starts a process from a thread of its own, which lives as long as
+// the process: the kernel takes the end of the thread for the end of the parent.
+func startOnThread(cmd *exec.Cmd) error {
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		started <- cmd.Start()
+		select {}
+	}()
+	return <-started
 }
 
 // keep starts the part again when it ends and was not asked to.

@@ -97,7 +97,8 @@ func side(g *groups, group, role string) (*helper, error) {
 		return nil, fmt.Errorf("start the %s: %w", group, err)
 	}
 	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := startOnThread(cmd); err != nil {
 		return nil, fmt.Errorf("start the %s: %w", group, err)
 	}
 	h := &helper{cmd: cmd, in: in, out: bufio.NewScanner(out)}
