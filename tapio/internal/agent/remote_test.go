@@ -7,19 +7,11 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"regexp"
-	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
@@ -152,106 +144,4 @@ func TestNobodyThereToDeliverTo(t *testing.T) {
 		require.Zero(t, n[0])
 		require.Positive(t, n[1], "not delivered, and told")
 	}
-}
-
-// collector is a running OpenTelemetry Collector.
-type collector struct {
-	endpoint string
-
-	mu     sync.Mutex
-	output bytes.Buffer
-}
-
-func (c *collector) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.output.Write(p)
-}
-
-func (c *collector) String() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.output.String()
-}
-
-// startCollector runs the stock collector, as `make` builds it, until the test
-// ends.
-func startCollector(t *testing.T) *collector {
-	binary, err := filepath.Abs("../../../bin/tools/otelcol")
-	require.NoError(t, err)
-	require.FileExists(t, binary, "make bin/tools/otelcol")
-	c := &collector{endpoint: freePort(t)}
-	config := filepath.Join(t.TempDir(), "otelcol.yaml")
-	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, `
-receivers: {otlp: {protocols: {grpc: {endpoint: %q}}}}
-exporters: {debug: {verbosity: detailed}}
-service:
-  telemetry: {metrics: {level: none}}
-  pipelines:
-    logs: {receivers: [otlp], exporters: [debug]}
-    metrics: {receivers: [otlp], exporters: [debug]}
-`, c.endpoint), 0o600))
-	cmd := exec.Command(binary, "--config", config)
-	cmd.Stdout, cmd.Stderr = c, c
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	require.NoError(t, cmd.Start())
-	t.Cleanup(func() {
-		assert.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
-		assert.NoError(t, cmd.Wait(), c.String())
-	})
-	require.Eventually(t, func() bool {
-		conn, err := net.Dial("tcp", c.endpoint)
-		if err != nil {
-			return false
-		}
-		return conn.Close() == nil
-	}, patience, 20*time.Millisecond, "the collector does not listen: %v", c)
-	return c
-}
-
-func TestEventsReachACollector(t *testing.T) {
-	c := startCollector(t)
-	l := startLab(t, func(config *Config) {
-		config.OTLP = otlp.Config{Endpoint: "http://" + c.endpoint}
-		config.Node, config.Cluster = "node-1", "prod"
-	})
-	want := l.refuse(t)
-	id := "-> tapio.event.id: Str(" + want.GetId() + ")"
-	require.Eventually(t, func() bool { return strings.Contains(c.String(), id) }, patience, 20*time.Millisecond)
-
-	var record string // the one with our id
-	for _, r := range strings.Split(c.String(), "LogRecord #") {
-		if strings.Contains(r, id) {
-			record = r
-		}
-	}
-	host, err := os.Hostname()
-	require.NoError(t, err)
-	m := want.GetMetadata()
-	for _, line := range []string{
-		"EventName: network.connection_refused",
-		"SeverityText: ERROR", "SeverityNumber: Error(17)",
-		"Body: Str(connection refused: " + m[event.ProcessExecutableName] + "[" + m[event.ProcessPID] + "] → 127.0.0.1:1 ECONNREFUSED",
-		"-> network.peer.address: Str(127.0.0.1)", "-> network.peer.port: Int(1)",
-		"-> error.type: Str(ECONNREFUSED)", "-> process.pid: Int(" + m[event.ProcessPID] + ")",
-		"Timestamp: " + time.Unix(0, want.GetTimestampUnixNs()).UTC().String(),
-	} {
-		require.Contains(t, record, line)
-	}
-	for _, line := range []string{
-		"-> service.name: Str(tapio)", "-> host.name: Str(" + host + ")",
-		"-> k8s.node.name: Str(node-1)", "-> k8s.cluster.name: Str(prod)",
-	} {
-		require.Contains(t, c.String(), line)
-	}
-	require.Eventually(t, func() bool { return l.metric(t, "tapio_otlp_accepted_total", nil) > 0 }, patience, time.Millisecond)
-
-	// The agent's own metrics come at the end at the latest.
-	l.stop()
-	require.NoError(t, <-l.done)
-	require.Eventually(t, func() bool { return strings.Contains(c.String(), "Name: tapio_signal_seen_total") }, patience, 20*time.Millisecond)
-	require.Contains(t, c.String(), "Name: tapio_otlp_accepted_total")
-	n := l.sentTo(t, "otlp")
-	require.Positive(t, n[0])
-	require.Equal(t, [2]int{0, 0}, [2]int(n[1:]))
 }
