@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/protobuf/proto"
 
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
@@ -198,6 +199,27 @@ func TestAnIDTwiceInFlight(t *testing.T) {
 	require.False(t, l.Offer(&eventv1.Event{Severity: eventv1.Severity_SEVERITY_ERROR}))
 	require.Error(t, l.Send(t.Context(), &eventv1.Event{}))
 	require.EqualValues(t, 1, l.metric("lost_total", `reason="no_id",severity="error"`))
+}
+
+func TestAnEventThatCannotBeEncodedHoldsNobodyUp(t *testing.T) {
+	g := newGateway(t).start()
+	l := startClient(t, g.address, inBatches(3))
+	bad := number(2)
+	bad.Metadata[event.TapioReason] = "\xff"
+	for _, e := range []*eventv1.Event{number(1), bad, number(3), bad, bad, bad, number(4), typical(5), number(6)} {
+		l.Offer(e)
+	}
+	l.flush()
+	var got []string
+	for _, e := range g.events() {
+		if e.GetEventType() != event.KindAgentGap {
+			got = append(got, e.GetId())
+		}
+	}
+	require.Equal(t, []string{"e0000001", "e0000003", "e0000004", "e0000005", "e0000006"}, got)
+	require.EqualValues(t, 4, l.metric("lost_total", `reason="invalid",severity="warning"`))
+	require.EqualValues(t, 1, g.connections())
+	require.True(t, proto.Equal(typical(5), g.events()[slices.IndexFunc(g.events(), func(e *eventv1.Event) bool { return e.GetId() == "e0000005" })]))
 }
 
 func TestGatewayThatWithholdsAcks(t *testing.T) {

@@ -115,7 +115,8 @@ func TestOfferSheds(t *testing.T) {
 func TestOfferKeepsWithinItsBytes(t *testing.T) {
 	small, big := make1(1, info), make1(2, info)
 	size := queue.Size(small)
-	big.Payload = make([]byte, 3*size-queue.Size(big))
+	const tagAndLength = 1 + 2
+	big.Payload = make([]byte, 3*size-queue.Size(big)-tagAndLength)
 	q := queue.New(queue.Limits{Events: 100, Bytes: 5 * size})
 	for range 5 {
 		require.True(t, q.Offer(small))
