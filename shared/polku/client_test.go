@@ -267,7 +267,7 @@ func TestGatewayThatWithholdsAcks(t *testing.T) {
 }
 
 func TestGatewayThatIsGoneForLong(t *testing.T) {
-	const room, offered = 1000, 300_000
+	const room, offered = 1000, 60_000
 	g := newGateway(t)
 	l := startClient(t, g.address, func(c *Config) {
 		c.Queue.Events = room
@@ -318,7 +318,7 @@ func heap() int64 {
 // TestGatewayThatIsKilled stops the gateway again and again under load, and
 // counts.
 func TestGatewayThatIsKilled(t *testing.T) {
-	const events, kills = 30_000, 5
+	const events, kills = 10_000, 5
 	g := newGateway(t).start()
 	l := startClient(t, g.address, func(c *Config) { c.Batch = queue.Batch{Events: 16, Linger: time.Millisecond} })
 	var wg sync.WaitGroup
@@ -346,7 +346,7 @@ func TestGatewayThatIsKilled(t *testing.T) {
 // TestGapsAddUp loses events while the gateway comes and goes: what arrives and
 // what the gaps tell of is all there was.
 func TestGapsAddUp(t *testing.T) {
-	const offered = 100_000
+	const offered = 40_000
 	g := newGateway(t).start()
 	l := startClient(t, g.address, func(c *Config) {
 		c.Queue.Events = 50

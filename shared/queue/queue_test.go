@@ -307,7 +307,7 @@ func TestAgainstASimpleQueue(t *testing.T) {
 	q := queue.New(queue.Limits{Events: limit, Bytes: 1 << 20})
 	var model []*eventv1.Event
 	lost := 0
-	for n := range 20_000 {
+	for n := range 5_000 {
 		switch random.IntN(10) {
 		case 0:
 			if len(model) == 0 {
@@ -375,7 +375,7 @@ func TestMemoryOfAFullQueueIsWhatSizeSays(t *testing.T) {
 	const bytes = 8 << 20
 	q := queue.New(queue.Limits{Events: 20_000, Bytes: bytes})
 	before := heap()
-	for n := range 40_000 {
+	for n := range 10_000 {
 		e := proto.CloneOf(typical(n)) // with strings of its own
 		for k, v := range e.GetMetadata() {
 			e.Metadata[k] = strings.Clone(v)

@@ -129,7 +129,7 @@ func TestSinkTriesAgainUnlessItIsRejected(t *testing.T) {
 }
 
 func TestSinkWithoutACollectorKeepsWhatItCanAndTellsTheRest(t *testing.T) {
-	const offered = 30_000
+	const offered = 25_000
 	s := open(t, "127.0.0.1:1") // nobody there
 	run(t, s)
 	for n := range offered {
