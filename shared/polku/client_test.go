@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"runtime"
 	"slices"
@@ -440,60 +439,6 @@ func TestNoGatewayThere(t *testing.T) {
 	go func() { _ = server.Serve(listener) }() // until Stop
 	t.Cleanup(server.Stop)
 	l.eventually(func() bool { return strings.Contains(l.log.String(), "unknown service polku.v1.Gateway") }, "the reason")
-}
-
-// trivial acks as cheaply as it can.
-type trivial struct {
-	polkuv1.UnimplementedGatewayServer
-}
-
-func (trivial) StreamEvents(s grpc.BidiStreamingServer[polkuv1.IngestBatch, polkuv1.Ack]) error {
-	for {
-		b, err := s.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		if err := s.Send(&polkuv1.Ack{EventIds: idsOf(b)}); err != nil {
-			return err
-		}
-	}
-}
-
-// BenchmarkDelivery has the server's share in its figures.
-func BenchmarkDelivery(b *testing.B) {
-	server := grpc.NewServer()
-	polkuv1.RegisterGatewayServer(server, trivial{})
-	listener := listen(b, "127.0.0.1:0")
-	go func() { _ = server.Serve(listener) }() // until Stop
-	defer server.Stop()
-	c, err := New(Config{Endpoint: listener.Addr().String(), Source: "tapio", Log: slog.New(slog.DiscardHandler), Queue: queue.Limits{Events: 2000}})
-	require.NoError(b, err)
-	ctx, cancel := context.WithCancel(b.Context())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		assert.NoError(b, c.Run(ctx))
-	}()
-	events := make([]*eventv1.Event, b.N)
-	for n := range events {
-		events[n] = typical(n)
-	}
-	b.ReportAllocs()
-	b.ResetTimer()
-	for _, e := range events {
-		if err := c.Send(ctx, e); err != nil {
-			b.Fatal(err)
-		}
-	}
-	if err := c.Flush(ctx); err != nil {
-		b.Fatal(err)
-	}
-	b.StopTimer()
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
-	cancel()
-	<-done
 }
 
 // typical is what an observer makes of a refused connection.
