@@ -60,8 +60,11 @@ const (
 	keepaliveTimeout = 20 * time.Second
 )
 
-// NoID is the reason of an event without an id: it could never be acked.
-const NoID queue.Reason = "no_id"
+// Reasons to lose an event besides those of the queue.
+const (
+	NoID    queue.Reason = "no_id"   // it could never be acked
+	Invalid queue.Reason = "invalid" // it cannot be encoded: text that is not UTF-8
+)
 
 // Config says where the gateway is and what is sent to it.
 type Config struct {
@@ -272,6 +275,7 @@ func (c *Client) dial() (*grpc.ClientConn, error) {
 	return grpc.NewClient("dns:///"+c.endpoint.Address,
 		grpc.WithTransportCredentials(c.endpoint.Credentials()),
 		grpc.WithDefaultServiceConfig(shuffle),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(newCodec())),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.WithChainStreamInterceptor(
 			c.grpcMetrics.StreamClientInterceptor(),

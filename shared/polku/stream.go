@@ -119,12 +119,14 @@ func (c *Client) register(events []*eventv1.Event) *batch {
 		events = slices.Insert(events, 0, e)
 		c.log.Warn("events were lost", "events", gap.Events, "since", gap.Began)
 	}
-	b := &batch{
-		left: len(events), events: events,
-		message: &polkuv1.IngestBatch{
-			Source: c.config.Source, Cluster: c.config.Cluster,
-			Payload: &polkuv1.IngestBatch_Events{Events: &polkuv1.EventPayload{Events: events}},
-		},
+	wire, events := encode(c.config.Source, c.config.Cluster, events, func(e *eventv1.Event, err error) {
+		c.queue.Lose(e, Invalid)
+		c.queue.Done(1)
+		c.log.Error("event dropped", "event_type", e.GetEventType(), "error", err)
+	})
+	b := &batch{left: len(events), events: events, wire: wire}
+	if b.left == 0 {
+		return b
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -143,7 +145,7 @@ func (c *Client) write(ctx context.Context, s stream, b *batch) error {
 	if wait > 0 && !sleep(ctx, wait) {
 		return ctx.Err()
 	}
-	if err := s.Send(b.message); err != nil {
+	if err := s.SendMsg(b.wire); err != nil {
 		return err
 	}
 	c.mu.Lock()

@@ -4,16 +4,15 @@ import (
 	"slices"
 
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
-	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
 )
 
 // batch is one message that was or will be sent. A batch is repeated as it was,
 // even after some of its events were acked: the gateway may know it by all of
 // its ids together.
 type batch struct {
-	message *polkuv1.IngestBatch
-	events  []*eventv1.Event // of the message
-	left    int              // events that are not settled
+	wire   encoded
+	events []*eventv1.Event // in it
+	left   int              // events that are not settled
 	// earlier has, for events whose id was in flight already, where.
 	earlier map[int]place
 }

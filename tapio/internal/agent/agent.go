@@ -226,6 +226,7 @@ func (a *agent) run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 	case err := <-feedDone:
+		stopDelivery()
 		return err
 	}
 	finished := make(chan error, 1)
