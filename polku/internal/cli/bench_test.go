@@ -77,7 +77,7 @@ func load(tb testing.TB, batches int) []wire {
 func BenchmarkIngest(b *testing.B) {
 	for _, streams := range []int{1, 8} {
 		b.Run(fmt.Sprintf("streams=%d", streams), func(b *testing.B) {
-			p := run(b, nil, "--data-dir", b.TempDir())
+			p := run(b, "--data-dir", b.TempDir())
 			batches := load(b, max(b.N, streams))
 			b.SetBytes(int64(len(batches[0])))
 			b.ResetTimer()
@@ -95,7 +95,7 @@ func BenchmarkIngest(b *testing.B) {
 // BenchmarkAckLatency measures how long acks take at 75,000 events a second.
 func BenchmarkAckLatency(b *testing.B) {
 	const streams, rate = 8, 75_000
-	p := run(b, nil, "--data-dir", b.TempDir())
+	p := run(b, "--data-dir", b.TempDir())
 	batches := load(b, max(b.N, streams))
 	b.ResetTimer()
 	took := send(b, p, batches, streams, time.Second*batchSize*streams/rate)

@@ -50,9 +50,16 @@ type process struct {
 	log strings.Builder
 }
 
-// run starts polku and waits until it takes events. wrap comes before the
-// program on the command line. The process is killed when the test ends.
-func run(t testing.TB, wrap []string, args ...string) *process {
+// run starts polku and waits until it takes events. The process is killed when
+// the test ends.
+func run(t testing.TB, args ...string) *process {
+	t.Helper()
+	return runIn(t, nil, os.Stderr, args...)
+}
+
+// runIn is run with a command line that goes before the program's, and with a
+// file for its standard output.
+func runIn(t testing.TB, wrap []string, stdout *os.File, args ...string) *process {
 	t.Helper()
 	self, err := os.Executable()
 	require.NoError(t, err)
@@ -62,6 +69,7 @@ func run(t testing.TB, wrap []string, args ...string) *process {
 	line := append(append(wrap, self), args...)
 	p := &process{cmd: exec.Command(line[0], line[1:]...), ended: make(chan error, 1)}
 	p.cmd.Env = append(os.Environ(), asPolku+"=1")
+	p.cmd.Stdout = stdout
 	stderr, err := p.cmd.StderrPipe()
 	require.NoError(t, err)
 	require.NoError(t, p.cmd.Start())

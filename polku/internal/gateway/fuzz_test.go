@@ -40,6 +40,11 @@ func FuzzReadBatch(f *testing.F) {
 		}
 		f.Add(wire, uint16(100))
 	}
+	good, err := proto.Marshal(&polkuv1.IngestBatch{Payload: &polkuv1.IngestBatch_Events{Events: &polkuv1.EventPayload{Events: []*eventv1.Event{e}}}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(append([]byte("\n\x01\xff\n\x01s"), good...), uint16(1000)) // a source, and one before it that is no text
 	f.Fuzz(func(t *testing.T, wire []byte, size uint16) {
 		b, refused := readBatch(wire, nil)
 		if refused != nil {
