@@ -255,7 +255,7 @@ func (d *Destination) encode(events []*eventv1.Event) (items []item, refused []r
 
 // fits returns how many of the items go into one request, at least one.
 func fits(items []item) int {
-	size := 0
+	size := 1 // an array has one byte more than a separator for each
 	for i, it := range items {
 		size += len(it.json) + 1
 		if size > maxBody && i > 0 {
