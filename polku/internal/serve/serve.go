@@ -14,12 +14,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
-	operatorv1 "github.com/yairfalse/tapio/proto/polku/operator/v1"
-	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
 	"github.com/yairfalse/tapio/polku/internal/gateway"
 	"github.com/yairfalse/tapio/polku/internal/journal"
 	"github.com/yairfalse/tapio/polku/internal/operator"
 	"github.com/yairfalse/tapio/polku/internal/route"
+	operatorv1 "github.com/yairfalse/tapio/proto/polku/operator/v1"
+	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
 	"github.com/yairfalse/tapio/shared/certs"
 	"github.com/yairfalse/tapio/shared/rpc"
 	"github.com/yairfalse/tapio/shared/telemetry"
@@ -226,8 +226,15 @@ func (s *service) ready() {
 	if s.http != nil {
 		addresses.HTTP = s.http.Addr()
 	}
-	s.log.Info("taking events", "address", addresses.Gateway.String(), "operator", addresses.Operator.String(), "http", s.config.HTTPListen)
+	s.log.Info("taking events", "address", addresses.Gateway.String(), "operator", addresses.Operator.String(), "http", addressOf(addresses.HTTP))
 	if s.config.Ready != nil {
 		s.config.Ready(addresses)
 	}
+}
+
+func addressOf(a net.Addr) string {
+	if a == nil {
+		return "none"
+	}
+	return a.String()
 }
