@@ -50,7 +50,7 @@ type Config struct {
 
 	Journal journal.Config // without Registry and Log
 	// Routes makes the destinations by the names of their routes.
-	Routes func(registry prometheus.Registerer, log *slog.Logger) (map[string]route.Destination, error)
+	Routes func(ctx context.Context, registry prometheus.Registerer, log *slog.Logger) (map[string]route.Destination, error)
 
 	Version string
 	Log     *slog.Logger
@@ -145,7 +145,7 @@ func (s *service) listen(ctx context.Context) (err error) {
 }
 
 func (s *service) assemble(ctx context.Context) error {
-	destinations, err := s.config.Routes(s.registry, s.log)
+	destinations, err := s.config.Routes(ctx, s.registry, s.log)
 	if err != nil {
 		return err
 	}
