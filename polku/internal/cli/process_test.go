@@ -18,8 +18,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
-	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
 	"github.com/yairfalse/tapio/polku/internal/cli"
+	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
 )
 
 // patience is how long a test waits for what must happen before it fails.

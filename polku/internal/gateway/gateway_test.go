@@ -23,10 +23,10 @@ import (
 	"google.golang.org/grpc/status"
 	goproto "google.golang.org/protobuf/proto"
 
-	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
-	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
 	"github.com/yairfalse/tapio/polku/internal/gateway"
 	"github.com/yairfalse/tapio/polku/internal/journal"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
+	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
 	"github.com/yairfalse/tapio/shared/event"
 	"github.com/yairfalse/tapio/shared/rpc"
 )

@@ -20,9 +20,9 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/yairfalse/tapio/polku/internal/journal"
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
-	"github.com/yairfalse/tapio/polku/internal/journal"
 )
 
 // patience is how long a test waits for what must happen before it fails.

@@ -16,10 +16,10 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
 
-	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
-	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
 	"github.com/yairfalse/tapio/polku/internal/journal"
 	"github.com/yairfalse/tapio/polku/internal/route"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
+	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
 )
 
 // patience is how long a test waits for what must happen before it fails.
