@@ -114,7 +114,7 @@ func (p *process) said() string {
 func (p *process) kill(t testing.TB) {
 	t.Helper()
 	require.NoError(t, p.cmd.Process.Kill())
-	<-p.ended
+	require.Error(t, <-p.ended, "it was killed")
 }
 
 // stop ends the process as Kubernetes does.

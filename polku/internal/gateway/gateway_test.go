@@ -3,6 +3,7 @@ package gateway_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -145,7 +146,7 @@ func (h *house) exchange(t testing.TB, batches ...any) *polkuv1.Ack {
 	all := &polkuv1.Ack{}
 	for {
 		ack, err := stream.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return all
 		}
 		require.NoError(t, err)
