@@ -1,0 +1,232 @@
+// Package causality tells what caused what. It takes events with the things
+// they are about, keeps a graph of these things, and explains symptoms by the
+// changes and faults that are near in graph and time.
+//
+// The engine is pure: it does no I/O and has no clock of its own. The same
+// events give the same answer in whatever order they arrive. It serves two
+// callers: a stream of events that goes on for ever (Apply, and from time to
+// time Learn and Forget), and one snapshot, whose objects and Kubernetes Events
+// the caller turns into events (Apply for each, then Incidents).
+package causality
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
+)
+
+const (
+	// skew is how far clocks of two sources may be apart: a cause may seem to
+	// come that much after its symptom. NTP keeps nodes within milliseconds,
+	// but the API's Events carry whole seconds.
+	skew = 2 * time.Second
+	// quiet is how long a symptom may pause and still be the same one: the
+	// kubelet waits up to 5 minutes before it starts a crashing container
+	// again.
+	quiet = 10 * time.Minute
+	// memory is how long a tie that ended still counts.
+	memory = 30 * time.Minute
+	// calm is how long after its last symptom an incident is over.
+	calm = 5 * time.Minute
+	// defaultWindow is how far back the engine reasons when it is not told.
+	defaultWindow = 6 * time.Hour
+)
+
+// Options says how an engine reasons.
+type Options struct {
+	// Modes is the table of failure modes; nil takes the built-in one.
+	Modes *Modes
+	// Window is how far back from the newest event changes and symptoms are
+	// kept; 0 takes 6 hours. Forget enforces it.
+	Window time.Duration
+}
+
+// Engine holds the graph, and what happened to its entities. It is safe for
+// concurrent use.
+type Engine struct {
+	modes  *Modes
+	window time.Duration
+	steps  []step
+
+	mu      sync.Mutex
+	graph   *graph
+	lessons Lessons
+	epoch   uint64 // counts changes of the lessons
+	runs    int
+	changes int
+	// suffering holds the vertices that have runs.
+	suffering map[*vertex]bool
+}
+
+// New returns an empty engine. It fails only when the built-in table is not
+// readable, which a test rules out.
+func New(o Options) (*Engine, error) {
+	if o.Modes == nil {
+		modes, err := ReadModes(defaultModes)
+		if err != nil {
+			return nil, err
+		}
+		o.Modes = modes
+	}
+	return &Engine{
+		modes: o.Modes, window: cmp.Or(o.Window, defaultWindow), steps: steps(),
+		graph: newGraph(), lessons: newLessons(), suffering: map[*vertex]bool{},
+	}, nil
+}
+
+// Window is how far back the engine reasons.
+func (e *Engine) Window() time.Duration { return e.window }
+
+// Delta holds what was not known before.
+type Delta struct {
+	Entities      []*ahtiv1.Entity
+	Relationships []*ahtiv1.Relationship
+}
+
+// Apply takes one event in. The caller hands over each id once; the order does
+// not matter. The delta holds those facts of the event that were new.
+func (e *Engine) Apply(ev *ahtiv1.AhtiEvent) Delta {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	at := ev.GetTimestamp().AsTime().UnixNano()
+	delta := e.observe(at, ev.GetCluster(), ev.GetEntities(), ev.GetRelationships())
+	if len(ev.GetEntities()) == 0 {
+		return delta
+	}
+	subject := e.vertexOf(ev, ev.GetEntities()[0])
+	if c := e.modes.changeOf(ev); c != nil {
+		c.stamp, c.vertex = stampOf(ev), subject
+		c.learned = c.at <= e.lessons.Through
+		i, _ := slices.BinarySearchFunc(subject.changes, c, func(a, b *change) int { return a.compare(b.stamp) })
+		subject.changes = slices.Insert(subject.changes, i, c)
+		e.changes++
+		e.graph.touch(subject)
+	}
+	symptom, container := e.modes.classify(ev)
+	if symptom == nil {
+		return delta
+	}
+	before := len(subject.runs)
+	r, changed := addTo(subject, symptom.Name, aboutOf(ev, container), e.peerOf(ev), newSighted(ev, container), ev.GetSeverity())
+	r.learned = r.learned || r.first.at <= e.lessons.Through
+	e.runs += len(subject.runs) - before
+	e.suffering[subject] = true
+	if changed {
+		e.graph.touch(subject)
+	}
+	return delta
+}
+
+func (e *Engine) vertexOf(ev *ahtiv1.AhtiEvent, en *ahtiv1.Entity) *vertex {
+	return e.graph.vertex(key{en.GetType(), cmp.Or(en.GetClusterId(), ev.GetCluster()), en.GetId()})
+}
+
+// peerOf returns the other end of the connection that an event is about; nil
+// when it is about none.
+func (e *Engine) peerOf(ev *ahtiv1.AhtiEvent) *vertex {
+	if !strings.HasPrefix(ev.GetSubtype(), "network.") {
+		return nil
+	}
+	for _, r := range ev.GetRelationships() {
+		if r.GetType() == connects {
+			t := r.GetTarget()
+			return e.graph.vertex(key{t.GetType(), cmp.Or(t.GetClusterId(), ev.GetCluster()), t.GetId()})
+		}
+	}
+	return nil
+}
+
+// Observe takes in facts that were persisted before.
+func (e *Engine) Observe(at time.Time, entities []*ahtiv1.Entity, relationships []*ahtiv1.Relationship) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.observe(at.UnixNano(), "", entities, relationships)
+}
+
+func (e *Engine) observe(at int64, cluster string, entities []*ahtiv1.Entity, relationships []*ahtiv1.Relationship) Delta {
+	var delta Delta
+	for _, en := range entities {
+		if en.GetClusterId() == "" && cluster != "" {
+			// A fact must be understood without the event that told it.
+			en = proto.CloneOf(en)
+			en.ClusterId = cluster
+		}
+		if _, changed := e.graph.entity(at, cluster, en); changed {
+			delta.Entities = append(delta.Entities, en)
+		}
+	}
+	for _, r := range relationships {
+		if r.GetSource() == nil || r.GetTarget() == nil {
+			continue
+		}
+		if e.graph.relationship(at, cluster, r) {
+			r = complete(r, at, cluster)
+			delta.Relationships = append(delta.Relationships, r)
+		}
+	}
+	return delta
+}
+
+// complete makes a tie that is understood without the event that told it.
+func complete(r *ahtiv1.Relationship, at int64, cluster string) *ahtiv1.Relationship {
+	if r.GetSource().GetClusterId() != "" && r.GetTarget().GetClusterId() != "" && r.GetCreatedAt() != nil {
+		return r
+	}
+	r = proto.CloneOf(r)
+	r.Source.ClusterId = cmp.Or(r.GetSource().GetClusterId(), cluster)
+	r.Target.ClusterId = cmp.Or(r.GetTarget().GetClusterId(), cluster)
+	if r.GetCreatedAt() == nil && r.GetState() != ahtiv1.EntityState_ENTITY_STATE_DELETED {
+		r.CreatedAt = timestamp(at)
+	}
+	return r
+}
+
+// Relevant says whether an event is a symptom or a change: an engine that
+// starts anew needs it again. The facts of all others are restored by Observe.
+func (e *Engine) Relevant(ev *ahtiv1.AhtiEvent) bool {
+	if e.modes.changeOf(ev) != nil {
+		return true
+	}
+	symptom, _ := e.modes.classify(ev)
+	return symptom != nil
+}
+
+// Forget drops changes and symptoms that ended before a time, and entities that
+// were deleted before it.
+func (e *Engine) Forget(before time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	limit := before.UnixNano()
+	e.runs, e.changes = 0, 0
+	for _, v := range e.graph.byIndex {
+		if v == nil {
+			continue
+		}
+		v.changes = slices.DeleteFunc(v.changes, func(c *change) bool { return c.at < limit })
+		v.runs = slices.DeleteFunc(v.runs, func(r *run) bool { return r.last.at < limit })
+		e.runs += len(v.runs)
+		if len(v.runs) == 0 {
+			delete(e.suffering, v)
+		}
+		e.changes += len(v.changes)
+	}
+	e.graph.forget(limit)
+}
+
+// Size is how much an engine holds.
+type Size struct {
+	Entities, Relationships, Symptoms, Changes int
+}
+
+// Size counts what the engine holds.
+func (e *Engine) Size() Size {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return Size{Entities: len(e.graph.vertices), Relationships: len(e.graph.ties), Symptoms: e.runs, Changes: e.changes}
+}

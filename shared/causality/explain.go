@@ -1,0 +1,320 @@
+package causality
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
+	"github.com/yairfalse/tapio/shared/event"
+)
+
+const (
+	// fade is how much a cause loses with each unit of distance.
+	fade = 0.12
+	// unseen is the score of everything that nobody observed. A cause is as
+	// sure as it is greater than this and its rivals together.
+	unseen = 0.1
+	// genericPrior is for changes near a symptom that no row ties to it.
+	genericPrior = 0.5
+	// genericTypical and genericWithin stand in for the row of such a change.
+	genericTypical = time.Minute
+	genericWithin  = time.Hour
+	// leastScore and leastConfidence are what a cause needs to be believed.
+	leastScore      = 0.1
+	leastConfidence = 0.3
+	// gapFit is the rating of the delay of a change whose time is not known.
+	gapFit = 0.7
+	// consequence is how soon the cluster acts on a change of an owner.
+	consequence = 10 * time.Minute
+	// maxChanges is how many changes of one thing are looked at.
+	maxChanges = 64
+	// maxCandidates is how many causes of a symptom are kept.
+	maxCandidates = 8
+)
+
+// candidate is a change or a run that may have caused a run.
+type candidate struct {
+	change *change
+	run    *run
+	row    *modeRow // nil when only nearness speaks for it
+	fields []field  // that the row looks for
+	where  Where
+	path   []*vertex // from what suffers to where the cause is
+	score  *ahtiv1.Score
+	total  float64
+}
+
+func (c *candidate) stamp() stamp {
+	if c.change != nil {
+		return c.change.stamp
+	}
+	return c.run.first.stamp
+}
+
+func (c *candidate) vertex() *vertex {
+	if c.change != nil {
+		return c.change.vertex
+	}
+	return c.run.vertex
+}
+
+// explanation is what may have caused a run, the likeliest first.
+type explanation struct {
+	made       bool
+	clock      uint64 // of the graph when it was made
+	epoch      uint64 // of the lessons
+	reached    []*vertex
+	candidates []candidate
+	preceded   []*change // all changes within reach that came before
+	waiting    []wait
+}
+
+// wait is a run that had ended before the one that is explained began. If it
+// goes on after all, the explanation has to be made anew.
+type wait struct {
+	run  *run
+	last stamp
+}
+
+// current says whether nothing that the explanation rests on has changed.
+func (x *explanation) current(epoch uint64) bool {
+	return x.made && x.epoch == epoch &&
+		!slices.ContainsFunc(x.reached, func(v *vertex) bool { return v.touched > x.clock }) &&
+		!slices.ContainsFunc(x.waiting, func(w wait) bool { return w.run.last != w.last })
+}
+
+// explain returns the explanation of a run, from the cache when nothing that it
+// rests on has changed.
+func (e *Engine) explain(r *run) *explanation {
+	x := &r.cached
+	if x.current(e.epoch) {
+		return x
+	}
+	rows := e.modes.explainer[r.name]
+	s := search{graph: e.graph, start: r.vertex, peer: r.peer, at: r.first.at, steps: e.steps, want: map[Where]bool{}}
+	for _, row := range rows {
+		for _, w := range row.Where {
+			s.want[w] = true
+		}
+	}
+	places := s.run()
+	*x = explanation{made: true, clock: e.graph.clock, epoch: e.epoch}
+	known := map[*vertex]bool{}
+	best := map[any]int{} // by change or run
+	for i := range places {
+		p := &places[i]
+		if !known[p.vertex] {
+			known[p.vertex] = true
+			x.reached = append(x.reached, p.vertex)
+		}
+		e.candidatesAt(x, r, rows, places, i, best)
+	}
+	if s.want[Cluster] {
+		// A node that is not there yet touches nothing that was reached.
+		x.made = false
+	}
+	x.candidates = withoutConsequences(x.candidates)
+	slices.SortFunc(x.candidates, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(b.total, a.total), a.stamp().compare(b.stamp()), compareKeys(a.vertex().key, b.vertex().key))
+	})
+	x.candidates = slices.Clip(x.candidates[:min(len(x.candidates), maxCandidates)])
+	return x
+}
+
+// candidatesAt rates what happened at one place.
+func (e *Engine) candidatesAt(x *explanation, r *run, rows []*modeRow, places []place, at int, best map[any]int) {
+	p := &places[at]
+	add := func(of any, c candidate) {
+		c.where, c.total = p.where, c.score.GetPrior()*c.score.GetDistance()*c.score.GetDelay()*c.score.GetSpecificity()*c.score.GetHistory()
+		if i, ok := best[of]; ok {
+			if x.candidates[i].total < c.total {
+				c.path = pathTo(places, at)
+				x.candidates[i] = c
+			}
+			return
+		}
+		c.path = pathTo(places, at)
+		best[of] = len(x.candidates)
+		x.candidates = append(x.candidates, c)
+	}
+	distance := math.Exp(-fade * p.cost)
+	for _, c := range newestBefore(p.vertex.changes, r.first.at+int64(consequence)) {
+		delay := time.Duration(r.first.at - c.at)
+		if delay < -skew && !c.gap {
+			continue
+		}
+		if _, there := best[c]; !there && delay <= horizon && delay >= -skew {
+			x.preceded = append(x.preceded, c)
+		}
+		class := c.class()
+		matched := false
+		for _, row := range rows {
+			fields, fits := row.fits(c, p.where)
+			if !fits || delay > row.Within {
+				continue
+			}
+			matched = true
+			fit := e.lessons.delay(class, r.name, row.Typical, delay)
+			if c.gap {
+				fit = min(fit, gapFit)
+			}
+			add(c, candidate{change: c, row: row, fields: fields, score: &ahtiv1.Score{
+				Prior: row.Prior, Distance: distance, Delay: fit,
+				Specificity: specificity(r, row, fields), History: e.lessons.history(class, r.name, knownHistory),
+			}})
+		}
+		if !matched && delay <= genericWithin && p.where != Neighbor && p.where != Cluster {
+			add(c, candidate{change: c, fields: c.fields, score: &ahtiv1.Score{
+				Prior: genericPrior, Distance: distance, Delay: e.lessons.delay(class, r.name, genericTypical, delay),
+				Specificity: 1, History: e.lessons.history(class, r.name, unknownHistory),
+			}})
+		}
+	}
+	for _, o := range p.vertex.runs {
+		if o == r || o.first.at > r.first.at+int64(skew) {
+			continue
+		}
+		for _, row := range rows {
+			if !row.followsFrom(o, r) || !slices.Contains(row.Where, p.where) {
+				continue
+			}
+			if o.last.at < r.first.at {
+				x.waiting = append(x.waiting, wait{o, o.last})
+			}
+			delay := time.Duration(max(r.first.at-o.last.at, 0))
+			if delay > row.Within {
+				continue
+			}
+			exact := 1.0
+			if o.first.container != "" && r.first.container != "" && o.first.container != r.first.container {
+				exact = 0.2
+			}
+			add(o, candidate{run: o, row: row, score: &ahtiv1.Score{
+				Prior: row.Prior, Distance: distance, Delay: e.lessons.delay(o.name, r.name, row.Typical, delay),
+				Specificity: exact, History: knownHistory,
+			}})
+		}
+	}
+}
+
+// newestBefore returns the last changes up to a time: an object that changes all
+// the time, as one that elects a leader, has thousands.
+func newestBefore(changes []*change, at int64) []*change {
+	end, _ := slices.BinarySearchFunc(changes, at, func(c *change, at int64) int { return cmp.Compare(c.at, at+1) })
+	return changes[max(0, end-maxChanges):end]
+}
+
+// fits says whether the row looks for such a change at such a place, and which
+// of its fields matter.
+func (r *modeRow) fits(c *change, where Where) ([]field, bool) {
+	if !r.causedBy(c.kind) || !slices.Contains(r.Where, where) {
+		return nil, false
+	}
+	if len(r.Cause.Field) == 0 {
+		return nil, true
+	}
+	var fields []field
+	for _, f := range c.fields {
+		if !slices.Contains(r.Cause.Field, f.class) && !slices.Contains(r.Cause.Field, "*") {
+			continue
+		}
+		switch r.Cause.Direction {
+		case "increased":
+			if f.direction() <= 0 {
+				continue
+			}
+		case "decreased":
+			if f.direction() >= 0 {
+				continue
+			}
+		}
+		fields = append(fields, f)
+	}
+	return fields, len(fields) > 0 || slices.Contains(r.Cause.Field, "*")
+}
+
+// followsFrom says whether the row lets run r follow from run o.
+func (r *modeRow) followsFrom(o, run *run) bool {
+	for _, name := range r.Cause.Symptoms {
+		if name == o.name && o.name != run.name {
+			return true
+		}
+		// Two tellings of one thing: the later follows from the earlier.
+		if name == sameSymptom && o.name == run.name && o.first.compare(run.first.stamp) < 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// Ratings of how well the details of a change match a symptom.
+const (
+	exactMatch      = 1.0
+	noDetail        = 0.8 // the row looks for no field
+	otherContainer  = 0.15
+	unsureContainer = 0.9
+	otherLimit      = 0.5 // the limit that was hit is not the one that was set
+)
+
+// specificity rates how well the details of a change match the symptom.
+func specificity(r *run, row *modeRow, fields []field) float64 {
+	if len(fields) == 0 || slices.Contains(row.Cause.Field, "*") {
+		return noDetail
+	}
+	best := 0.0
+	for _, f := range fields {
+		rating := exactMatch
+		switch {
+		case f.container == "":
+		case r.first.container == "":
+			rating = unsureContainer
+		case r.first.container != f.container:
+			rating = otherContainer
+		}
+		if limit := r.first.labels[event.TapioOOMLimitBytes]; limit != "" && f.class == "memory_limit" {
+			set, errSet := resource.ParseQuantity(f.GetNew())
+			hit, errHit := resource.ParseQuantity(limit)
+			if errSet == nil && errHit == nil && set.Cmp(hit) != 0 {
+				rating *= otherLimit
+			}
+		}
+		best = max(best, rating)
+	}
+	return best
+}
+
+// pathTo returns the vertices from the start of the search to a place.
+func pathTo(places []place, at int) []*vertex {
+	var path []*vertex
+	for i := at; i >= 0; i = places[i].from {
+		path = append(path, places[i].vertex)
+	}
+	slices.Reverse(path)
+	return path
+}
+
+// withoutConsequences drops the changes that the cluster made because of
+// another one that is a candidate: a rollout makes a ReplicaSet, that makes pods.
+func withoutConsequences(candidates []candidate) []candidate {
+	return slices.DeleteFunc(slices.Clone(candidates), func(c candidate) bool {
+		if c.change == nil || !followsOwner(c.change.kind) {
+			return false
+		}
+		return slices.ContainsFunc(candidates, func(o candidate) bool {
+			return o.change != nil && o.change != c.change && o.change.vertex != c.change.vertex &&
+				slices.Contains(o.path, c.change.vertex) &&
+				o.change.at <= c.change.at+int64(skew) && c.change.at-o.change.at <= int64(consequence)
+		})
+	})
+}
+
+// followsOwner says whether controllers make such changes by themselves.
+func followsOwner(kind string) bool {
+	return strings.HasSuffix(kind, ".created") || strings.HasSuffix(kind, ".deleted") ||
+		strings.HasPrefix(kind, "k8s.replicaset.") || strings.HasPrefix(kind, "k8s.pod.") || strings.HasPrefix(kind, "k8s.job.")
+}

@@ -1,0 +1,671 @@
+package causality
+
+import (
+	"cmp"
+	"container/heap"
+	"math"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
+)
+
+// key names an entity.
+type key struct {
+	kind    ahtiv1.EntityType
+	cluster string
+	id      string
+}
+
+// stamped is a value with the time that it is from. The later value wins; of
+// two at one time the greater, so that the order of arrival does not matter.
+type stamped[T cmp.Ordered] struct {
+	at    int64
+	value T
+}
+
+// put takes a value over if it is newer, and says whether what is known
+// changed.
+func (s *stamped[T]) put(at int64, value T) bool {
+	if at < s.at || at == s.at && value <= s.value {
+		return false
+	}
+	changed := s.value != value
+	s.at, s.value = at, value
+	return changed
+}
+
+// vertex is an entity with what is known of it and what happened to it.
+type vertex struct {
+	key
+	index      int32
+	name       stamped[string]
+	names      []string // all it ever had, as keys of graph.byName
+	namespace  stamped[string]
+	generation stamped[int64]
+	reason     stamped[string]
+	attributes map[string]stamped[string]
+	labels     map[string]stamped[string]
+	born       int64 // first heard of
+	alive      int64 // last told to exist
+	gone       int64 // last told to be deleted; 0 when never
+
+	ties    []tieGroup
+	changes []*change
+	runs    []*run
+	// touched is the engine's count when something about the vertex changed
+	// that an explanation may rest on.
+	touched uint64
+}
+
+// deleted says whether the entity is gone.
+func (v *vertex) deleted() bool { return v.gone != 0 && v.gone >= v.alive }
+
+// tie is a relationship between two vertices.
+type tie struct {
+	kind           ahtiv1.RelationshipType
+	source, target *vertex
+	since          int64 // earliest time that it was told to exist
+	alive          int64 // last told to exist
+	gone           int64 // last told to have ended; 0 when never
+}
+
+// tieSame joins an entity that is known by its uid with the same one known by
+// its name only. It exists in the graph and in no event.
+const tieSame ahtiv1.RelationshipType = -1
+
+// The ties that faults travel along.
+const (
+	owns     = ahtiv1.RelationshipType_RELATIONSHIP_TYPE_OWNS
+	runsOn   = ahtiv1.RelationshipType_RELATIONSHIP_TYPE_SCHEDULED_ON
+	mounts   = ahtiv1.RelationshipType_RELATIONSHIP_TYPE_MOUNTS
+	uses     = ahtiv1.RelationshipType_RELATIONSHIP_TYPE_USES
+	manages  = ahtiv1.RelationshipType_RELATIONSHIP_TYPE_MANAGES
+	connects = ahtiv1.RelationshipType_RELATIONSHIP_TYPE_CONNECTS_TO
+	exposes  = ahtiv1.RelationshipType_RELATIONSHIP_TYPE_EXPOSES
+	depends  = ahtiv1.RelationshipType_RELATIONSHIP_TYPE_DEPENDS_ON
+)
+
+// tieGroup holds the ties of a vertex of one kind and direction.
+type tieGroup struct {
+	kind ahtiv1.RelationshipType
+	out  bool
+	ties []*tie
+}
+
+// newest returns the ties that a search follows: all, or the newest when there
+// are too many.
+func (g *tieGroup) newest() []*tie {
+	if len(g.ties) <= maxFan {
+		return g.ties
+	}
+	sorted := slices.Clone(g.ties)
+	slices.SortFunc(sorted, func(a, b *tie) int {
+		return cmp.Or(cmp.Compare(b.since, a.since), compareKeys(a.source.key, b.source.key), compareKeys(a.target.key, b.target.key))
+	})
+	return sorted[:maxFan]
+}
+
+func (v *vertex) attach(t *tie, out bool) {
+	for i := range v.ties {
+		if g := &v.ties[i]; g.kind == t.kind && g.out == out {
+			g.ties = append(g.ties, t)
+			return
+		}
+	}
+	v.ties = append(v.ties, tieGroup{t.kind, out, []*tie{t}})
+}
+
+// other returns the far end.
+func (t *tie) other(v *vertex) *vertex {
+	if t.source == v {
+		return t.target
+	}
+	return t.source
+}
+
+// tieKey names a tie.
+type tieKey struct {
+	kind           ahtiv1.RelationshipType
+	source, target int32
+}
+
+// graph holds what is known of the entities. Each of its operations can be done
+// in any order, and twice, with the same result.
+type graph struct {
+	vertices map[key]*vertex
+	byIndex  []*vertex
+	byName   map[string][]*vertex // by name for people
+	ties     map[tieKey]*tie
+	nodes    map[string][]*vertex // nodes by cluster
+	policies map[nsKey][]*vertex  // by namespace
+	clusters map[string]bool
+	clock    uint64
+}
+
+type nsKey struct{ cluster, namespace string }
+
+func newGraph() *graph {
+	return &graph{
+		vertices: map[key]*vertex{}, byName: map[string][]*vertex{}, ties: map[tieKey]*tie{},
+		nodes: map[string][]*vertex{}, policies: map[nsKey][]*vertex{}, clusters: map[string]bool{},
+	}
+}
+
+// touch notes that explanations that rest on v are out of date.
+func (g *graph) touch(v *vertex) {
+	g.clock++
+	v.touched = g.clock
+}
+
+func (g *graph) vertex(k key) *vertex {
+	v := g.vertices[k]
+	if v == nil {
+		k.id, k.cluster = strings.Clone(k.id), strings.Clone(k.cluster)
+		v = &vertex{key: k, index: int32(len(g.byIndex)), born: math.MaxInt64} //nolint:gosec // two thousand million entities do not fit in memory
+		g.vertices[k] = v
+		g.byIndex = append(g.byIndex, v)
+		g.clusters[k.cluster] = true
+		if k.kind == ahtiv1.EntityType_ENTITY_TYPE_NODE {
+			g.nodes[k.cluster] = append(g.nodes[k.cluster], v)
+		}
+		g.touch(v)
+	}
+	return v
+}
+
+// isPolicy says whether entities of the type govern their whole namespace.
+func isPolicy(t ahtiv1.EntityType) bool {
+	switch t {
+	case ahtiv1.EntityType_ENTITY_TYPE_RESOURCEQUOTA, ahtiv1.EntityType_ENTITY_TYPE_LIMITRANGE, ahtiv1.EntityType_ENTITY_TYPE_NETWORKPOLICY:
+		return true
+	default:
+		return false
+	}
+}
+
+// entity takes in what an event or the store says of an entity, and says
+// whether anything of it was not known.
+func (g *graph) entity(at int64, cluster string, e *ahtiv1.Entity) (*vertex, bool) {
+	v := g.vertex(key{e.GetType(), cmp.Or(e.GetClusterId(), cluster), e.GetId()})
+	changed := v.born == math.MaxInt64
+	v.born = min(v.born, at)
+	if e.GetState() == ahtiv1.EntityState_ENTITY_STATE_DELETED {
+		gone := at
+		if e.GetDeletedAt() != nil {
+			gone = e.GetDeletedAt().AsTime().UnixNano()
+		}
+		was := v.deleted()
+		v.gone = max(v.gone, gone)
+		changed = v.reason.put(gone, e.GetDeleteReason()) || changed || was != v.deleted()
+	} else {
+		was := v.deleted()
+		v.alive = max(v.alive, at)
+		changed = changed || was != v.deleted()
+	}
+	if n := e.GetName(); n != "" && v.name.put(at, n) {
+		changed = true
+		g.rename(v, n)
+	}
+	if ns := e.GetNamespace(); ns != "" && v.namespace.put(at, ns) {
+		changed = true
+		if isPolicy(v.kind) {
+			k := nsKey{v.cluster, ns}
+			g.policies[k] = append(g.policies[k], v)
+			g.touch(g.vertex(key{ahtiv1.EntityType_ENTITY_TYPE_NAMESPACE, v.cluster, ns}))
+		}
+	}
+	if e.GetGeneration() != 0 {
+		changed = v.generation.put(at, e.GetGeneration()) || changed
+	}
+	changed = merge(&v.attributes, at, e.GetAttributes()) || changed
+	changed = merge(&v.labels, at, e.GetLabels()) || changed
+	if changed {
+		g.alias(v)
+		g.touch(v)
+	}
+	return v, changed
+}
+
+func merge(into *map[string]stamped[string], at int64, from map[string]string) bool {
+	changed := false
+	for name, value := range from {
+		s, there := (*into)[name]
+		if there && s.value == value && s.at >= at {
+			continue
+		}
+		if !there {
+			if *into == nil {
+				*into = make(map[string]stamped[string], len(from))
+			}
+			s.at = math.MinInt64
+			changed = true
+		}
+		changed = s.put(at, value) || changed
+		(*into)[name] = s
+	}
+	return changed
+}
+
+func (g *graph) rename(v *vertex, name string) {
+	if !slices.Contains(v.names, name) {
+		v.names = append(v.names, name)
+		g.byName[name] = append(g.byName[name], v)
+	}
+}
+
+// alias ties an entity that is known by its uid to its name, because others may
+// know only that.
+func (g *graph) alias(v *vertex) {
+	switch v.kind {
+	case ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT, ahtiv1.EntityType_ENTITY_TYPE_NODE, ahtiv1.EntityType_ENTITY_TYPE_NAMESPACE,
+		ahtiv1.EntityType_ENTITY_TYPE_CONTAINER, ahtiv1.EntityType_ENTITY_TYPE_SERVICE_UNIT:
+		return
+	default:
+	}
+	if v.name.value == "" {
+		return
+	}
+	id := v.name.value
+	if v.namespace.value != "" {
+		id = v.namespace.value + "/" + id
+	}
+	if id == v.id {
+		return
+	}
+	named := g.vertex(key{v.kind, v.cluster, id})
+	if _, created := g.tie(tieSame, v, named); created {
+		g.touch(named)
+	}
+}
+
+func (g *graph) tie(kind ahtiv1.RelationshipType, source, target *vertex) (*tie, bool) {
+	k := tieKey{kind, source.index, target.index}
+	t := g.ties[k]
+	if t != nil {
+		return t, false
+	}
+	t = &tie{kind: kind, source: source, target: target, since: math.MaxInt64}
+	g.ties[k] = t
+	source.attach(t, true)
+	target.attach(t, false)
+	return t, true
+}
+
+// relationship takes in a tie, and says whether anything of it was not known.
+func (g *graph) relationship(at int64, cluster string, r *ahtiv1.Relationship) bool {
+	end := func(ref *ahtiv1.EntityReference) *vertex {
+		v := g.vertex(key{ref.GetType(), cmp.Or(ref.GetClusterId(), cluster), ref.GetId()})
+		v.born = min(v.born, at)
+		return v
+	}
+	source, target := end(r.GetSource()), end(r.GetTarget())
+	if source == target {
+		return false // says nothing
+	}
+	t, changed := g.tie(r.GetType(), source, target)
+	if r.GetState() == ahtiv1.EntityState_ENTITY_STATE_DELETED {
+		gone := at
+		if r.GetDeletedAt() != nil {
+			gone = r.GetDeletedAt().AsTime().UnixNano()
+		}
+		changed = changed || gone > t.gone
+		t.gone = max(t.gone, gone)
+		t.since = min(t.since, gone)
+	} else {
+		since := at
+		if r.GetCreatedAt() != nil {
+			since = r.GetCreatedAt().AsTime().UnixNano()
+		}
+		was := t.gone != 0 && t.gone >= t.alive
+		changed = changed || since < t.since
+		t.since = min(t.since, since)
+		t.alive = max(t.alive, at)
+		changed = changed || was != (t.gone != 0 && t.gone >= t.alive)
+	}
+	if changed {
+		g.touch(source)
+		g.touch(target)
+	}
+	return changed
+}
+
+// holds says whether the tie was there at a time, or had been until a while
+// before: what was cut off just now may be the reason of what shows now.
+func (t *tie) holds(at int64) bool {
+	if t.kind == tieSame {
+		v := t.source
+		return v.born <= at+int64(skew) && (!v.deleted() || v.gone >= at-int64(memory))
+	}
+	if t.gone != 0 && t.gone >= t.alive && t.gone < at-int64(memory) {
+		return false
+	}
+	switch t.kind {
+	case owns, runsOn:
+		// These never change, so it does not matter when they were first told.
+		return true
+	default:
+		return t.since <= at+int64(skew)
+	}
+}
+
+// step is one way of getting from a vertex to the next in search of a cause.
+type step struct {
+	from Where
+	kind ahtiv1.RelationshipType
+	out  bool // along the tie; else against it
+	to   Where
+	cost float64
+}
+
+// steps lists all ways that a fault takes, seen from what suffers. The cost is a
+// distance: 1 is a thing of its own that the sufferer depends on directly.
+func steps() []step {
+	return []step{
+		{Self, owns, false, Owner, 0.25},
+		{Self, owns, true, Owned, 0.25},
+		{Self, runsOn, true, Node, 1},
+		{Self, mounts, true, Config, 0.5},
+		{Self, uses, true, Config, 0.5},
+		{Self, manages, false, Owner, 0.5},
+		{Self, manages, true, Owned, 0.5},
+		{Self, connects, true, Callee, 1},
+		{Self, depends, true, Callee, 1},
+		{Self, exposes, true, Callee, 0.5},
+		{Self, exposes, false, Service, 0.5},
+		{Self, runsOn, false, Neighbor, 1.5},
+
+		{Owned, owns, true, Owned, 0.25},
+		{Owned, mounts, true, Config, 0.5},
+		{Owned, uses, true, Config, 0.5},
+		{Owned, runsOn, true, Node, 1},
+		{Owned, connects, true, Callee, 1},
+
+		{Owner, owns, false, Owner, 0.25},
+		{Owner, manages, false, Owner, 0.5},
+		{Owner, mounts, true, Config, 0.5},
+		{Owner, uses, true, Config, 0.5},
+		{Owner, runsOn, true, Node, 1},
+		{Owner, exposes, false, Service, 0.5},
+
+		{Node, runsOn, false, Neighbor, 1.5},
+
+		{Callee, exposes, false, Callee, 0.25},
+		{Callee, exposes, true, Callee, 0.5},
+		{Callee, owns, false, Callee, 0.25},
+		{Callee, owns, true, Callee, 0.25},
+		{Callee, mounts, true, Callee, 0.75},
+		{Callee, uses, true, Callee, 0.75},
+		{Callee, manages, false, Callee, 0.5},
+		{Callee, depends, true, Callee, 1},
+		{Callee, runsOn, true, Callee, 1},
+	}
+}
+
+// Bounds of the search for causes.
+const (
+	maxCost = 4.5
+	// maxFan is how many ties of one kind and direction the search follows
+	// from a vertex. A node has up to 110 pods by default.
+	maxFan = 256
+	// maxReach is how many places one search looks at.
+	maxReach = 2048
+)
+
+// place is a vertex that the search reached.
+type place struct {
+	vertex *vertex
+	where  Where
+	cost   float64
+	from   int // place before, -1 at the start
+}
+
+// search looks for what may have affected a vertex at a time.
+type search struct {
+	graph *graph
+	start *vertex
+	peer  *vertex // the only one to go to along CONNECTS_TO; nil for any
+	at    int64
+	steps []step
+	want  map[Where]bool
+
+	best     map[state]float64
+	frontier places
+	found    []place
+}
+
+type state struct {
+	vertex int32
+	where  Where
+}
+
+// places is a heap, the nearest first.
+type places []place
+
+func (p places) Len() int           { return len(p) }
+func (p places) Less(i, j int) bool { return nearer(&p[i], &p[j]) }
+func (p places) Swap(i, j int)      { p[i], p[j] = p[j], p[i] }
+
+// Push implements heap.Interface.
+func (p *places) Push(x any) { *p = append(*p, x.(place)) } //nolint:errcheck,forcetypeassert // only push calls it
+
+// Pop implements heap.Interface.
+func (p *places) Pop() any {
+	last := (*p)[len(*p)-1]
+	*p = (*p)[:len(*p)-1]
+	return last
+}
+
+// nearer orders places: by cost, then by what does not depend on the order of
+// arrival.
+func nearer(a, b *place) bool {
+	return cmp.Or(
+		cmp.Compare(a.cost, b.cost),
+		cmp.Compare(a.where, b.where),
+		compareKeys(a.vertex.key, b.vertex.key),
+	) < 0
+}
+
+func compareKeys(a, b key) int {
+	return cmp.Or(strings.Compare(a.id, b.id), cmp.Compare(a.kind, b.kind), strings.Compare(a.cluster, b.cluster))
+}
+
+// run returns the places, the nearest first and the start before all: the same
+// in whatever order the graph was built.
+func (s *search) run() []place {
+	s.best = map[state]float64{{s.start.index, Self}: 0}
+	s.frontier = places{{vertex: s.start, where: Self, from: -1}}
+	for len(s.frontier) > 0 && len(s.found) < maxReach {
+		p := heap.Pop(&s.frontier).(place) //nolint:errcheck,forcetypeassert // it holds places
+		if s.best[state{p.vertex.index, p.where}] < p.cost {
+			continue
+		}
+		s.found = append(s.found, p)
+		s.follow(p, len(s.found)-1)
+	}
+	if s.want[Cluster] {
+		nodes := slices.Clone(s.graph.nodes[s.start.cluster])
+		slices.SortFunc(nodes, func(a, b *vertex) int { return strings.Compare(a.id, b.id) })
+		for _, n := range nodes[:min(len(nodes), maxFan)] {
+			if n != s.start {
+				s.found = append(s.found, place{n, Cluster, 1.5, 0})
+			}
+		}
+	}
+	return s.found
+}
+
+func (s *search) push(v *vertex, where Where, cost float64, from int) {
+	if v == s.start || cost > maxCost {
+		return
+	}
+	at := state{v.index, where}
+	if c, ok := s.best[at]; ok && c <= cost {
+		return
+	}
+	s.best[at] = cost
+	heap.Push(&s.frontier, place{v, where, cost, from})
+}
+
+// follow goes on from a place.
+func (s *search) follow(p place, here int) {
+	v := p.vertex
+	for i := range v.ties {
+		group := &v.ties[i]
+		if group.kind == tieSame {
+			for _, t := range group.newest() {
+				if t.holds(s.at) {
+					s.push(t.other(v), p.where, p.cost, here)
+				}
+			}
+			continue
+		}
+		for _, st := range s.steps {
+			if st.from != p.where || st.kind != group.kind || st.out != group.out || !s.allowed(v, st) {
+				continue
+			}
+			for _, t := range group.newest() {
+				to := t.other(v)
+				if t.holds(s.at) && (s.peer == nil || st.kind != connects || p.where != Self || to == s.peer) {
+					s.push(to, st.to, p.cost+st.cost, here)
+				}
+			}
+		}
+	}
+	if p.where != Self && p.where != Owner && p.where != Callee {
+		return
+	}
+	where := Namespace
+	if p.where == Callee {
+		where = Callee
+	}
+	for _, policy := range s.graph.policies[nsKey{v.cluster, v.namespace.value}] {
+		s.push(policy, where, p.cost+1, here)
+	}
+}
+
+// allowed leaves out what nobody asked for, and the way from an address to
+// whatever else has it.
+func (s *search) allowed(v *vertex, st step) bool {
+	switch {
+	case st.to == Neighbor || st.to == Service:
+		return s.want[st.to]
+	case st.kind == exposes && st.out:
+		return v.kind == ahtiv1.EntityType_ENTITY_TYPE_SERVICE
+	default:
+		return true
+	}
+}
+
+// view shows an entity as it is known.
+func (v *vertex) view() *ahtiv1.Entity {
+	e := &ahtiv1.Entity{
+		Type: v.kind, Id: v.id, ClusterId: v.cluster, Name: v.displayName(), Namespace: v.namespace.value,
+		Generation: v.generation.value, State: ahtiv1.EntityState_ENTITY_STATE_ACTIVE,
+		Attributes: plain(v.attributes), Labels: plain(v.labels),
+	}
+	if v.deleted() {
+		e.State = ahtiv1.EntityState_ENTITY_STATE_DELETED
+		e.DeletedAt = timestamp(v.gone)
+		e.DeleteReason = v.reason.value
+	}
+	return e
+}
+
+// displayName is the name, or the id of what has none.
+func (v *vertex) displayName() string { return cmp.Or(v.name.value, v.id) }
+
+func plain(m map[string]stamped[string]) map[string]string {
+	if len(m) == 0 {
+		return nil
+	}
+	out := make(map[string]string, len(m))
+	for k, s := range m {
+		out[k] = s.value
+	}
+	return out
+}
+
+func (t *tie) view() *ahtiv1.Relationship {
+	r := &ahtiv1.Relationship{
+		Type:   t.kind,
+		Source: t.source.reference(), Target: t.target.reference(),
+		State: ahtiv1.EntityState_ENTITY_STATE_ACTIVE, CreatedAt: timestamp(t.since),
+	}
+	if t.gone != 0 && t.gone >= t.alive {
+		r.State = ahtiv1.EntityState_ENTITY_STATE_DELETED
+		r.DeletedAt = timestamp(t.gone)
+	}
+	return r
+}
+
+func (v *vertex) reference() *ahtiv1.EntityReference {
+	return &ahtiv1.EntityReference{Type: v.kind, Id: v.id, ClusterId: v.cluster}
+}
+
+func timestamp(ns int64) *timestamppb.Timestamp {
+	return &timestamppb.Timestamp{Seconds: ns / 1e9, Nanos: int32(ns % 1e9)} //nolint:gosec // below 1e9
+}
+
+// forget drops what ended before a time, and what has not been heard of since
+// and will tell of itself when it is there: containers, units and addresses.
+func (g *graph) forget(limit int64) {
+	dead := func(v *vertex) bool {
+		switch {
+		case len(v.changes) > 0 || len(v.runs) > 0:
+			return false
+		case v.deleted():
+			return v.gone < limit
+		case v.kind == ahtiv1.EntityType_ENTITY_TYPE_CONTAINER || v.kind == ahtiv1.EntityType_ENTITY_TYPE_SERVICE_UNIT:
+			return max(v.alive, v.born) < limit
+		default:
+			return false
+		}
+	}
+	for k, t := range g.ties {
+		ended := t.gone != 0 && t.gone >= t.alive && t.gone < limit
+		if ended || dead(t.source) || dead(t.target) {
+			t.source.detach(t)
+			t.target.detach(t)
+			delete(g.ties, k)
+			g.touch(t.source)
+			g.touch(t.target)
+		}
+	}
+	for k, v := range g.vertices {
+		lonely := len(v.ties) == 0 && len(v.changes) == 0 && len(v.runs) == 0 && v.alive < limit && v.born < limit &&
+			(v.kind == ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT || v.alive == 0)
+		if dead(v) || lonely {
+			g.drop(k, v)
+		}
+	}
+}
+
+func (g *graph) drop(k key, v *vertex) {
+	delete(g.vertices, k)
+	g.byIndex[v.index] = nil
+	without := func(list []*vertex) []*vertex {
+		return slices.DeleteFunc(list, func(o *vertex) bool { return o == v })
+	}
+	for _, name := range v.names {
+		if g.byName[name] = without(g.byName[name]); len(g.byName[name]) == 0 {
+			delete(g.byName, name)
+		}
+	}
+	if v.kind == ahtiv1.EntityType_ENTITY_TYPE_NODE {
+		g.nodes[v.cluster] = without(g.nodes[v.cluster])
+	}
+	if isPolicy(v.kind) {
+		ns := nsKey{v.cluster, v.namespace.value}
+		g.policies[ns] = without(g.policies[ns])
+	}
+}
+
+func (v *vertex) detach(t *tie) {
+	for i := range v.ties {
+		v.ties[i].ties = slices.DeleteFunc(v.ties[i].ties, func(o *tie) bool { return o == t })
+	}
+	v.ties = slices.DeleteFunc(v.ties, func(g tieGroup) bool { return len(g.ties) == 0 })
+}

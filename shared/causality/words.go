@@ -1,0 +1,418 @@
+package causality
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
+)
+
+// maxTold is how many further symptoms and changed fields a sentence tells.
+const maxTold = 3
+
+// summary says what happened and why.
+func (e *Engine) summary(g *group, primary *run, believed *candidate, in *ahtiv1.Incident) string {
+	var b strings.Builder
+	switch {
+	case believed != nil && g.change != nil:
+		fmt.Fprintf(&b, "%s at %s%s; %s later %s.", upper(e.done(g.change)), clock(g.change.at), told(believed.fieldsOf(g.change)),
+			span(time.Duration(primary.first.at-g.change.at)), e.words(primary, g.change.vertex))
+	default:
+		fmt.Fprintf(&b, "%s at %s.", upper(e.words(primary, nil)), clock(primary.first.at))
+		if len(in.GetCauses()) == 0 {
+			b.WriteString(" Nothing that was seen explains it.")
+		} else if c := in.GetCauses()[0]; believed == nil {
+			fmt.Fprintf(&b, " Not sure why: perhaps because %s at %s (%.0f %%).", c.GetText(), clock(c.GetTimestamp().AsTime().UnixNano()), 100*c.GetConfidence())
+		}
+	}
+	if others := e.others(g, primary); others != "" {
+		b.WriteString(" Then " + others + ".")
+	}
+	return b.String()
+}
+
+// fieldsOf are the changed fields to tell: those that matter, or all.
+func (c *candidate) fieldsOf(ch *change) []field {
+	if c.change == ch && len(c.fields) > 0 {
+		return c.fields
+	}
+	return ch.fields
+}
+
+// others tells what else the root led to: each kind of symptom once.
+func (e *Engine) others(g *group, primary *run) string {
+	type entry struct {
+		run   *run
+		count int64
+		more  int
+	}
+	var entries []*entry
+	byName := map[string]*entry{}
+	for _, r := range g.runs {
+		if r == primary || r.name == primary.name {
+			continue
+		}
+		if known := byName[r.name]; known != nil {
+			known.count += r.count
+			known.more++
+			continue
+		}
+		byName[r.name] = &entry{run: r, count: r.count}
+		entries = append(entries, byName[r.name])
+	}
+	// The worst first; of equals the first.
+	slices.SortStableFunc(entries, func(a, b *entry) int { return int(b.run.worst) - int(a.run.worst) })
+	var parts []string
+	for i, en := range entries {
+		if i == maxTold {
+			parts = append(parts, fmt.Sprintf("%d other kinds of symptoms", len(entries)-maxTold))
+			break
+		}
+		text := e.words(en.run, nil)
+		if en.more > 0 {
+			text += fmt.Sprintf(", and %d more such", en.more)
+		}
+		if en.count > 1 {
+			text += fmt.Sprintf(" (%d times)", en.count)
+		}
+		parts = append(parts, text)
+	}
+	return strings.Join(parts, "; ")
+}
+
+// done says what a change was, as a clause.
+func (e *Engine) done(c *change) string {
+	thing := e.phrase(c.vertex)
+	has := func(class ...string) bool {
+		return slices.ContainsFunc(c.fields, func(f field) bool { return slices.Contains(class, f.class) })
+	}
+	inTemplate := slices.ContainsFunc(c.fields, func(f field) bool { return strings.HasPrefix(f.GetPath(), "spec.template.") })
+	switch {
+	case strings.HasSuffix(c.kind, ".created"):
+		return thing + " was created"
+	case strings.HasSuffix(c.kind, ".deleted"):
+		return thing + " was deleted"
+	case inTemplate:
+		return thing + " was rolled out"
+	case has("replicas"):
+		return thing + " was scaled"
+	case has("cordon"):
+		if slices.ContainsFunc(c.fields, func(f field) bool { return f.class == "cordon" && f.GetNew() == "true" }) {
+			return thing + " was cordoned"
+		}
+		return thing + " was uncordoned"
+	default:
+		return thing + " was changed"
+	}
+}
+
+// told lists changed fields in brackets, with a space before.
+func told(fields []field) string {
+	var parts []string
+	for i, f := range fields {
+		if f.class == "cordon" {
+			continue // the sentence says it
+		}
+		if i == maxTold {
+			parts = append(parts, fmt.Sprintf("and %d more", len(fields)-maxTold))
+			break
+		}
+		name := f.name
+		switch f.class {
+		case "env", "data", "selector", "pod_labels", "labels", "quota":
+			if steps := splitPath(f.GetPath()); len(steps) > 0 {
+				if last := entryOf(steps); last != "" {
+					name += " " + last
+				}
+			}
+		}
+		parts = append(parts, fmt.Sprintf("%s %s → %s", name, value(f.GetOld()), value(f.GetNew())))
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(parts, ", ") + ")"
+}
+
+// entryOf returns the last list entry or key of a path.
+func entryOf(steps []string) string {
+	for _, s := range slices.Backward(steps) {
+		if s[0] == '[' {
+			return strings.Trim(s, "[]")
+		}
+	}
+	return ""
+}
+
+// maxValue is how much of a value a sentence shows, in runes.
+const maxValue = 80
+
+func value(v string) string {
+	if v == "" {
+		return "none"
+	}
+	if runes := []rune(v); len(runes) > maxValue {
+		return string(runes[:maxValue]) + "…"
+	}
+	return v
+}
+
+// words says what a run is, as a clause. What belongs to a thing that the
+// sentence has named is called its.
+func (e *Engine) words(r *run, named *vertex) string {
+	text := "{subject} reports " + r.first.kind
+	if row := e.modes.byName[r.name]; row != nil {
+		text = row.Text
+	}
+	return fill(text, func(name string) string {
+		switch name {
+		case "subject":
+			return e.subject(r, named)
+		case "peer":
+			if r.peer != nil {
+				return e.peerPhrase(r.peer)
+			}
+			return r.first.labels["network.peer.address"]
+		case "exit":
+			return exitOf(r.first.labels)
+		default:
+			return r.first.labels[name]
+		}
+	})
+}
+
+// fill puts values into a text: {name} or {name|bytes}; [a part] of which a
+// value is missing is left out.
+func fill(text string, value func(name string) string) string {
+	var b strings.Builder
+	for text != "" {
+		open := strings.IndexByte(text, '[')
+		if open < 0 {
+			part, _ := fillPart(text, value)
+			b.WriteString(part)
+			break
+		}
+		part, _ := fillPart(text[:open], value)
+		b.WriteString(part)
+		shut := strings.IndexByte(text[open:], ']')
+		if shut < 0 {
+			break
+		}
+		if part, complete := fillPart(text[open+1:open+shut], value); complete {
+			b.WriteString(part)
+		}
+		text = text[open+shut+1:]
+	}
+	return b.String()
+}
+
+func fillPart(text string, value func(name string) string) (filled string, complete bool) {
+	var b strings.Builder
+	complete = true
+	for {
+		open := strings.IndexByte(text, '{')
+		shut := strings.IndexByte(text, '}')
+		if open < 0 || shut < open {
+			b.WriteString(text)
+			return b.String(), complete
+		}
+		b.WriteString(text[:open])
+		name, format, _ := strings.Cut(text[open+1:shut], "|")
+		v := value(name)
+		complete = complete && v != ""
+		if format == "bytes" {
+			v = size(v)
+		}
+		b.WriteString(v)
+		text = text[shut+1:]
+	}
+}
+
+// size writes bytes as Kubernetes does: 67108864 is 64Mi.
+func size(bytes string) string {
+	n, err := strconv.ParseFloat(bytes, 64)
+	if err != nil {
+		return bytes
+	}
+	units := []string{"", "Ki", "Mi", "Gi", "Ti", "Pi"}
+	i := 0
+	for n >= 1024 && i < len(units)-1 {
+		n /= 1024
+		i++
+	}
+	return strings.TrimSuffix(strconv.FormatFloat(n, 'f', 1, 64), ".0") + units[i]
+}
+
+// subject names what suffers.
+func (e *Engine) subject(r *run, named *vertex) string {
+	if named != nil && named != r.vertex && e.owned(r.vertex, named) {
+		switch r.vertex.kind {
+		case ahtiv1.EntityType_ENTITY_TYPE_CONTAINER:
+			return "its container" + spaced(r.vertex.name.value)
+		case ahtiv1.EntityType_ENTITY_TYPE_POD:
+			if r.first.container != "" {
+				return "its container " + r.first.container
+			}
+			return "its pod " + r.vertex.displayName()
+		default:
+		}
+	}
+	if named == r.vertex && named != nil {
+		return "it"
+	}
+	if r.vertex.kind == ahtiv1.EntityType_ENTITY_TYPE_POD && r.first.container != "" {
+		return "container " + r.first.container + " of " + e.phrase(r.vertex)
+	}
+	return e.phrase(r.vertex)
+}
+
+func spaced(s string) string {
+	if s == "" {
+		return ""
+	}
+	return " " + s
+}
+
+// owned says whether a thing belongs to another, through however many owners.
+func (e *Engine) owned(v, by *vertex) bool {
+	for range maxSteps {
+		owner := e.ownerOf(v)
+		if owner == nil {
+			return false
+		}
+		if owner == by {
+			return true
+		}
+		v = owner
+	}
+	return false
+}
+
+// phrase names a thing for people.
+func (e *Engine) phrase(v *vertex) string {
+	name := v.displayName()
+	full := name
+	if v.namespace.value != "" {
+		full = v.namespace.value + "/" + name
+	}
+	switch v.kind {
+	case ahtiv1.EntityType_ENTITY_TYPE_CONTAINER:
+		if pod := e.ownerOf(v); pod != nil && pod.kind == ahtiv1.EntityType_ENTITY_TYPE_POD {
+			return "container " + short(name) + " of " + e.phrase(pod)
+		}
+		if host, group, ok := strings.Cut(v.id, "/"); ok && group != "" {
+			return "control group /" + strings.TrimPrefix(group, "/") + " on " + host
+		}
+		return "container " + short(name)
+	case ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT:
+		return name
+	case ahtiv1.EntityType_ENTITY_TYPE_SERVICE_UNIT:
+		if host, _, ok := strings.Cut(v.id, "/"); ok {
+			return name + " on " + host
+		}
+		return name
+	case ahtiv1.EntityType_ENTITY_TYPE_OBJECT, ahtiv1.EntityType_ENTITY_TYPE_UNSPECIFIED:
+		return full
+	default:
+		return kindName(v.kind) + " " + full
+	}
+}
+
+// shortID is how much of a container's id people are shown, as runtimes do.
+const shortID = 12
+
+func short(id string) string {
+	if len(id) == 64 {
+		return id[:shortID]
+	}
+	return id
+}
+
+// peerPhrase names the other end of a connection with what is behind it.
+func (e *Engine) peerPhrase(v *vertex) string {
+	address := v.displayName()
+	if i := strings.LastIndexByte(address, '/'); i >= 0 {
+		address = address[i+1:]
+	}
+	if b := e.behind(v); b != v && b.kind != ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT {
+		return e.phrase(b) + " (" + address + ")"
+	}
+	return address
+}
+
+// kindName is the name of a type as Kubernetes writes it.
+func kindName(t ahtiv1.EntityType) string {
+	switch t {
+	case ahtiv1.EntityType_ENTITY_TYPE_POD:
+		return "Pod"
+	case ahtiv1.EntityType_ENTITY_TYPE_NODE:
+		return "Node"
+	case ahtiv1.EntityType_ENTITY_TYPE_DEPLOYMENT:
+		return "Deployment"
+	case ahtiv1.EntityType_ENTITY_TYPE_STATEFULSET:
+		return "StatefulSet"
+	case ahtiv1.EntityType_ENTITY_TYPE_DAEMONSET:
+		return "DaemonSet"
+	case ahtiv1.EntityType_ENTITY_TYPE_SERVICE:
+		return "Service"
+	case ahtiv1.EntityType_ENTITY_TYPE_CONFIGMAP:
+		return "ConfigMap"
+	case ahtiv1.EntityType_ENTITY_TYPE_SECRET:
+		return "Secret"
+	case ahtiv1.EntityType_ENTITY_TYPE_PVC:
+		return "PersistentVolumeClaim"
+	case ahtiv1.EntityType_ENTITY_TYPE_NAMESPACE:
+		return "Namespace"
+	case ahtiv1.EntityType_ENTITY_TYPE_REPLICASET:
+		return "ReplicaSet"
+	case ahtiv1.EntityType_ENTITY_TYPE_JOB:
+		return "Job"
+	case ahtiv1.EntityType_ENTITY_TYPE_CRONJOB:
+		return "CronJob"
+	case ahtiv1.EntityType_ENTITY_TYPE_INGRESS:
+		return "Ingress"
+	case ahtiv1.EntityType_ENTITY_TYPE_PV:
+		return "PersistentVolume"
+	case ahtiv1.EntityType_ENTITY_TYPE_HPA:
+		return "HorizontalPodAutoscaler"
+	case ahtiv1.EntityType_ENTITY_TYPE_PDB:
+		return "PodDisruptionBudget"
+	case ahtiv1.EntityType_ENTITY_TYPE_NETWORKPOLICY:
+		return "NetworkPolicy"
+	case ahtiv1.EntityType_ENTITY_TYPE_RESOURCEQUOTA:
+		return "ResourceQuota"
+	case ahtiv1.EntityType_ENTITY_TYPE_LIMITRANGE:
+		return "LimitRange"
+	case ahtiv1.EntityType_ENTITY_TYPE_SCHEDULER:
+		return "Scheduler"
+	default:
+		return strings.ToLower(strings.TrimPrefix(t.String(), "ENTITY_TYPE_"))
+	}
+}
+
+// clock writes a time of day; an incident is about now, so the date is left out.
+func clock(at int64) string { return time.Unix(0, at).UTC().Format("15:04:05") + " UTC" }
+
+// span writes a delay as people say it: 41 s, 3 min, 2 h 5 min.
+func span(d time.Duration) string {
+	switch {
+	case d < time.Second:
+		return "less than 1 s"
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%d s", int(d.Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	default:
+		return fmt.Sprintf("%d h %d min", int(d.Hours()), int(d.Minutes())%60)
+	}
+}
+
+func upper(s string) string {
+	if s == "" {
+		return s
+	}
+	return strings.ToUpper(s[:1]) + s[1:]
+}
