@@ -51,6 +51,7 @@ func (s Style) Incident(i *ahtiv1.Incident) string {
 					line("            %s: %s → %s", Clean(change.GetPath()), value(change.GetOld()), value(change.GetNew()))
 				}
 			}
+		}
 	}
 	if len(i.GetSymptoms()) > 0 {
 		line("")
