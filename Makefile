@@ -71,7 +71,7 @@ test-kernels: bin/tools/testrun ## run the kernel tests in virtual machines, fro
 	go test -count=1 -json ./bpf/kernels/... | testrun
 
 bench: ## measure: the cost of a program run, of a record, of a look-up
-	go test -run '^$$' -bench . -benchmem -benchtime 3s $(AS_ROOT) ./bpf/tcp ./tapio/internal/feed ./tapio/internal/owner ./shared/event ./shared/queue ./shared/polku
+	go test -run '^$$' -bench . -benchmem -benchtime 3s $(AS_ROOT) ./bpf/tcp ./tapio/internal/feed ./tapio/internal/owner ./shared/event ./shared/queue ./shared/polku ./shared/causality ./polku/internal/transform
 
 fuzz: ## try every decoder and parser with odd input for FUZZTIME (10s) each
 	@set -e; for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' proto bpf shared tapio polku ahti | xargs -n1 dirname | sort -u); do \
