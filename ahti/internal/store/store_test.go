@@ -18,22 +18,15 @@ import (
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
 )
 
-// The server that the tests of this package share; nil with the reason when it
-// cannot run.
-var (
-	postgres    *ahtitest.Postgres
-	errPostgres error
-)
+// The server that the tests of this package share. The tests end ahti and not the
+// machine: nothing needs to reach the disk.
+var postgres = ahtitest.NewPostgres("fsync=off")
 
 func TestMain(m *testing.M) {
-	// The tests end ahti and not the machine: nothing needs to reach the disk.
-	postgres, errPostgres = ahtitest.StartPostgres("fsync=off")
 	code := m.Run()
-	if errPostgres == nil {
-		if err := postgres.Stop(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
+	if err := postgres.Stop(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
 	}
 	os.Exit(code)
 }
@@ -52,7 +45,7 @@ func open(t *testing.T, config store.Config) *store.Store {
 }
 
 func each(t *testing.T, test func(t *testing.T, config store.Config)) {
-	ahtitest.Stores(t, postgres, errPostgres, test)
+	ahtitest.Stores(t, postgres, test)
 }
 
 func records(t *testing.T, events ...*ahtiv1.AhtiEvent) []*store.Record {
@@ -378,11 +371,7 @@ func TestRetentionBySize(t *testing.T) {
 // A server that goes away during a commit: nothing that was stored is lost to
 // the engine, and the next commit works.
 func TestPostgresRestarts(t *testing.T) {
-	if errPostgres != nil {
-		t.Skip(errPostgres)
-	}
-	own, err := ahtitest.StartPostgres("fsync=off")
-	require.NoError(t, err)
+	own := ahtitest.NewPostgres("fsync=off")
 	t.Cleanup(func() { require.NoError(t, own.Stop()) })
 	s := open(t, store.Config{URL: own.Database(t)})
 	appendAll(t, s, workload.Event(0))
