@@ -31,6 +31,9 @@ $(TOOLS): tools/go.mod tools/go.sum
 bin/tools/testrun: $(wildcard tools/testrun/*.go)
 	GOWORK=off CGO_ENABLED=0 go build -C tools/testrun -trimpath -o ../../bin/tools/testrun .
 
+bin/tools/otelcol: $(wildcard tools/otelcol/*)
+	GOWORK=off CGO_ENABLED=0 go build -C tools/otelcol -p 2 -trimpath -ldflags '-s -w' -o ../../bin/tools/otelcol .
+
 generate: $(TOOLS) ## make the code that is generated from protobuf, BPF and the event registry
 	cd proto && buf generate
 	cd bpf && go generate ./...
@@ -43,7 +46,7 @@ build: ## build the binaries and print their sizes
 run: build ## run the agent on this machine: anomalies, one a line (FLAGS="--output json")
 	$(SUDO) bin/tapio $(FLAGS)
 
-test: bin/tools/testrun ## run all tests on this machine's kernel
+test: bin/tools/testrun bin/tools/otelcol ## run all tests on this machine's kernel
 	go test -p 2 -race -short -count=1 $(AS_ROOT) -json $(MODULES) 2>&1 | \
 		testrun -allow-skip '^github.com/yairfalse/tapio/bpf/kernels/'
 	GOWORK=off go test -C tools/testrun -json ./... | testrun
@@ -51,6 +54,7 @@ test: bin/tools/testrun ## run all tests on this machine's kernel
 lint: $(TOOLS) ## check style, imports, and that generated code is current
 	golangci-lint run $(MODULES)
 	cd tools/testrun && GOWORK=off golangci-lint run ./...
+	cd tools/otelcol && GOWORK=off golangci-lint run ./...
 	cd proto && buf lint && buf format -d --exit-code
 	tools/check-generated.sh
 	shellcheck .ci/run bpf/kernels/fetch bpf/kernels/test tools/*.sh
@@ -63,7 +67,7 @@ test-kernels: bin/tools/testrun ## run the kernel tests in virtual machines, fro
 	go test -count=1 -json ./bpf/kernels/... | testrun
 
 bench: ## measure: the cost of a program run, of a record, of a look-up
-	go test -run '^$$' -bench . -benchmem -benchtime 3s $(AS_ROOT) ./bpf/tcp ./tapio/internal/feed ./tapio/internal/owner ./shared/event
+	go test -run '^$$' -bench . -benchmem -benchtime 3s $(AS_ROOT) ./bpf/tcp ./tapio/internal/feed ./tapio/internal/owner ./shared/event ./shared/queue ./shared/polku
 
 fuzz: ## try every decoder and parser with odd input for FUZZTIME (10s) each
 	@set -e; for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' proto bpf shared tapio polku ahti | xargs -n1 dirname | sort -u); do \

@@ -2,6 +2,4 @@ module github.com/yairfalse/tapio/e2e
 
 go 1.26.0
 
-require github.com/yairfalse/tapio/proto v0.0.0
-
 replace github.com/yairfalse/tapio/proto => ../proto
