@@ -15,7 +15,7 @@ TOOLS  := bin/tools/golangci-lint
 SHELL  := /bin/bash -o pipefail
 
 .DEFAULT_GOAL := help
-.PHONY: help setup generate build run test lint test-kernels bench fuzz clean
+.PHONY: help setup generate build run demo test lint test-kernels bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ build: ## build the binaries and print their sizes
 
 run: build ## run the agent on this machine: anomalies, one a line (FLAGS="--output json")
 	$(SUDO) bin/tapio $(FLAGS)
+
+demo: build ## start the whole chain on this machine, break a server, and see it explained
+	go build -trimpath -o bin/demo ./e2e/demo
+	$(SUDO) bin/demo
 
 test: bin/tools/testrun bin/tools/otelcol ## run all tests on this machine's kernel
 	go test -p 2 -race -short -count=1 $(AS_ROOT) -json $(MODULES) 2>&1 | \
