@@ -6,6 +6,7 @@ replace github.com/yairfalse/tapio/proto => ../proto
 
 require (
 	github.com/yairfalse/tapio/proto v0.0.0-00010101000000-000000000000
+	go.opentelemetry.io/proto/otlp v1.11.0
 	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12
 )
