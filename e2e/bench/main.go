@@ -24,6 +24,7 @@ type plan struct {
 	warmup   time.Duration
 	full     time.Duration // at full load
 	half     time.Duration // at half of it
+	drain    time.Duration // without load, for what is left to deliver
 	backlog  int64         // bytes of events before the gateway's second start
 	load     shape
 }
@@ -40,9 +41,10 @@ func main() {
 	flag.StringVar(&p.binaries, "binaries", "bin", "folder of polku")
 	flag.StringVar(&p.otelcol, "otelcol", "bin/tools/otelcol", "the collector")
 	flag.StringVar(&p.dir, "dir", ".", "folder on the disk to measure")
-	flag.DurationVar(&p.warmup, "warmup", 3*time.Second, "load before anything is counted")
-	flag.DurationVar(&p.full, "full", 12*time.Second, "how long to measure at full load")
-	flag.DurationVar(&p.half, "half", 10*time.Second, "how long to measure at half load")
+	flag.DurationVar(&p.warmup, "warmup", 2*time.Second, "load before anything is counted")
+	flag.DurationVar(&p.full, "full", 10*time.Second, "how long to measure at full load")
+	flag.DurationVar(&p.half, "half", 8*time.Second, "how long to measure at half load")
+	flag.DurationVar(&p.drain, "drain", 4*time.Second, "how long to watch the delivery of what is left")
 	flag.Int64Var(&p.backlog, "backlog", 1<<30, "bytes of events that wait when the gateway starts to deliver")
 	flag.IntVar(&p.load.connections, "connections", 8, "connections")
 	flag.IntVar(&p.load.inFlight, "in-flight", 8, "batches that wait for their answers on each connection")

@@ -44,7 +44,8 @@ type results struct{ keeps, delivers row }
 type row struct {
 	name       string
 	full, half phase
-	peak       int64 // bytes resident
+	drained    float64 // events a second that are delivered when no more come
+	peak       int64   // bytes resident
 }
 
 // answerWithin is how long a server may take for what is left at the end.
@@ -153,8 +154,36 @@ func (s *server) measure(ctx context.Context, p plan, name string) (row, error) 
 	if r.half, err = s.drive(ctx, p.load, r.full.rate/2, p.warmup, p.half); err != nil {
 		return r, fmt.Errorf("%s at half load: %w", name, err)
 	}
+	if r.drained, err = s.drain(ctx, p.drain); err != nil {
+		return r, err
+	}
 	r.peak, err = s.process.peak()
 	return r, err
+}
+
+// drain lets the server deliver what it has for some time, or less if that is
+// all, and returns how many events a second it delivered; 0 if it had none.
+func (s *server) drain(ctx context.Context, most time.Duration) (float64, error) {
+	const still, step = time.Second, 50 * time.Millisecond // nothing for so long is all
+	began := time.Now()
+	moved, first := began, s.sink.delivered.Load()
+	last := first
+	for now := began; now.Sub(began) < most && now.Sub(moved) < still; now = time.Now() {
+		select {
+		case <-time.After(step):
+		case <-s.process.done:
+			return 0, fmt.Errorf("%s has ended: its last words are %q", s.process.name, s.process.lastWords())
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+		if n := s.sink.delivered.Load(); n > last {
+			moved, last = time.Now(), n
+		}
+	}
+	if last == first {
+		return 0, nil
+	}
+	return float64(last-first) / moved.Sub(began).Seconds(), nil
 }
 
 // gatewayLog is room for all that a run sends; the default is 4 GiB.
@@ -217,7 +246,7 @@ func (p plan) startGateway(ctx context.Context, folder string, delivers bool) (*
 		return nil, err
 	}
 	s := &server{ids: newIDs()}
-	if s.sink, err = newSink(false); err != nil {
+	if s.sink, err = newSink(false, p.load.batch); err != nil {
 		return nil, err
 	}
 	args := []string{
@@ -268,7 +297,6 @@ func (p plan) measureCollector(ctx context.Context, fsync bool) (results, error)
 		if err := errors.Join(err, os.RemoveAll(folder)); err != nil {
 			return r, err
 		}
-		way.row.full.delivered *= float64(p.load.batch) // its sink counts requests
 		printRow(os.Stdout, *way.row)
 	}
 	return r, nil
@@ -306,7 +334,7 @@ func (p plan) startCollector(ctx context.Context, folder string, fsync, holds bo
 		return nil, err
 	}
 	s := &server{ids: newIDs()}
-	if s.sink, err = newSink(holds); err != nil {
+	if s.sink, err = newSink(holds, p.load.batch); err != nil {
 		return nil, err
 	}
 	config := filepath.Join(p.dir, "otelcol.yaml")

@@ -43,7 +43,8 @@ load       %d connections, %d batches in flight on each, %d events a batch: %d B
 polku      no flags but addresses, --data-dir and --log-max-bytes %s; then started on that backlog with --ahti
 collector  otlp receiver, otlp exporter {compression: none, sending_queue: {storage: file_storage, num_consumers: 10,
            sizer: requests, queue_size: 10000000}}, no processor; to keep everything, its sink holds the answers
-accepted   named in an Ack; answered with OK. Delays count from when a batch was due.
+columns    accepted: named in an Ack, or answered with OK; drained: delivered a second when no more comes;
+           half load: from when a batch was due to its answer; other load: of the processors, by other programs
 
 `, processors(), model(), release(), filesystem(p.dir), took.Round(10*time.Microsecond),
 		p.load.connections, p.load.inFlight, p.load.batch, len(gateway.wire)/p.load.batch, len(collector.wire)/p.load.batch,
@@ -52,18 +53,18 @@ accepted   named in an Ack; answered with OK. Delays count from when a batch was
 }
 
 const (
-	headFormat = "%-40s %10s %10s %11s  %24s %8s %9s %7s\n"
-	rowFormat  = "%-40s %10.0f %10.0f %11.0f  %8.1f/%6.1f/%8.1f %8.0f %9.1f %6.0f%%\n"
+	headFormat = "%-41s %9s %9s %10s %9s  %24s %9s %10s %6s\n"
+	rowFormat  = "%-41s %9.0f %9.0f %10.0f %9.0f  %8.1f/%6.1f/%8.1f %9.0f %10.1f %5.0f%%\n"
 )
 
 func printHead(w io.Writer) {
-	fmt.Fprintf(w, headFormat, "", "accepted", "refused", "delivered", "half load: p50/p99/max", "peak RSS", "processor", "other")
-	fmt.Fprintf(w, headFormat, "", "events/s", "events/s", "events/s", "ms", "MiB", "µs/event", "load")
+	fmt.Fprintf(w, headFormat, "", "accepted", "refused", "delivered", "drained", "half load: p50/p99/max", "peak RSS", "processor", "other")
+	fmt.Fprintf(w, headFormat, "", "events/s", "events/s", "events/s", "events/s", "ms", "MiB", "µs/event", "load")
 }
 
 func printRow(w io.Writer, r row) {
 	ms := func(share float64) float64 { return float64(quantile(r.half.delays, share).Microseconds()) / 1000 }
-	fmt.Fprintf(w, rowFormat, r.name, r.full.rate, r.full.refused, r.full.delivered, ms(0.5), ms(0.99), ms(1),
+	fmt.Fprintf(w, rowFormat, r.name, r.full.rate, r.full.refused, r.full.delivered, r.drained, ms(0.5), ms(0.99), ms(1),
 		float64(r.peak)/(1<<20), float64(r.full.cost.Nanoseconds())/1e6, 100*max(r.full.others, r.half.others))
 }
 

@@ -21,18 +21,19 @@ const (
 // nothing.
 type sink struct {
 	address   string
-	delivered atomic.Int64 // requests of the collector, events of the gateway
+	request   int64        // events in a request of the collector
+	delivered atomic.Int64 // events
 	server    *grpc.Server
 	holds     chan struct{} // closed when answers are to be given; nil for always
 }
 
 // newSink starts a sink. One that holds answers nobody until it stops.
-func newSink(holds bool) (*sink, error) {
+func newSink(holds bool, request int) (*sink, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("listen for what is delivered: %w", err)
 	}
-	s := &sink{address: listener.Addr().String()}
+	s := &sink{address: listener.Addr().String(), request: int64(request)}
 	if holds {
 		s.holds = make(chan struct{})
 	}
@@ -65,7 +66,7 @@ func (s *sink) receive(_ any, stream grpc.ServerStream) error {
 		if err := stream.RecvMsg(&discarded{}); err != nil {
 			return err
 		}
-		s.delivered.Add(1)
+		s.delivered.Add(s.request)
 		return stream.SendMsg(message{})
 	default:
 		return fmt.Errorf("method %s is not served", method)
