@@ -71,7 +71,7 @@ test-kernels: bin/tools/testrun ## run the kernel tests in virtual machines, fro
 	go test -count=1 -json ./bpf/kernels/... | testrun
 
 bench: build bin/tools/otelcol ## measure: the cost of a program run, of a record, of a look-up; the gateway beside a collector
-	go test -run '^$$' -bench . -benchmem -benchtime 3s $(AS_ROOT) ./bpf/tcp ./tapio/internal/feed ./tapio/internal/owner ./shared/event ./shared/queue ./shared/polku
+	go test -run '^$$' -bench . -benchmem -benchtime 3s $(AS_ROOT) ./bpf/tcp ./tapio/internal/feed ./tapio/internal/owner ./shared/event ./shared/queue ./shared/polku ./polku/internal/cli
 	@mkdir -p .cache
 	go build -trimpath -o bin/bench ./e2e/bench
 	bin/bench -dir .cache
