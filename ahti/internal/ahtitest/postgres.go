@@ -105,7 +105,7 @@ func (p *Postgres) crash() error {
 	if err := p.cmd.Process.Signal(syscall.SIGQUIT); err != nil {
 		return fmt.Errorf("end PostgreSQL: %w", err)
 	}
-	<-p.ended // with a status that says that it was ended
+	_ = <-p.ended // with a status that says that it was ended
 	return nil
 }
 
