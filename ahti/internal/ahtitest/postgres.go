@@ -105,7 +105,9 @@ func (p *Postgres) crash() error {
 	if err := p.cmd.Process.Signal(syscall.SIGQUIT); err != nil {
 		return fmt.Errorf("end PostgreSQL: %w", err)
 	}
-	_ = <-p.ended // with a status that says that it was ended
+	if err := <-p.ended; err == nil {
+		return errors.New("end PostgreSQL: it ended in order, not in a crash")
+	}
 	return nil
 }
 
