@@ -7,6 +7,7 @@ import (
 	"unicode"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
 )
@@ -15,8 +16,10 @@ import (
 const (
 	maxEvent         = 512 << 10 // bytes
 	maxID            = 128       // bytes, as everywhere in the chain
-	maxName          = 1 << 10   // bytes, of an entity's id and of its name
+	maxName          = 1 << 10   // bytes, of an entity's id and name, and of a reason
 	maxWord          = 256       // bytes, of kind, source, cluster and namespace
+	maxPath          = 1 << 10   // bytes, of the path of a changed field, whose steps are matched against patterns
+	maxValue         = 64 << 10  // bytes, of a changed field's value before and after
 	maxEntities      = 1024
 	maxRelationships = 4096
 	// maxAhead is how far a node's clock may be ahead of this one. An event of
@@ -44,19 +47,27 @@ func invalid(format string, args ...any) *refusal {
 }
 
 // decode decodes an event and checks it, or says why it is refused. What could be
-// decoded is returned all the same, because it may have the id.
-func decode(body []byte, now time.Time) (*ahtiv1.AhtiEvent, *refusal) {
+// decoded is returned all the same, because it may have the id. The body is the
+// event as it is to be stored.
+func decode(body []byte, now time.Time) (*ahtiv1.AhtiEvent, []byte, *refusal) {
 	e := &ahtiv1.AhtiEvent{}
 	if err := proto.Unmarshal(body, e); err != nil {
-		return &ahtiv1.AhtiEvent{}, invalid("cannot be decoded: %v", err)
+		return &ahtiv1.AhtiEvent{}, nil, invalid("cannot be decoded: %v", err)
 	}
+	changed := dropZeroTimes(e)
 	if r := check(e, now); r != nil {
-		return e, r
+		return e, nil, r
 	}
 	if len(body) > maxEvent {
-		return e, &refusal{codeTooLarge, fmt.Sprintf("has %d bytes: send at most %d", len(body), maxEvent)}
+		return e, nil, &refusal{codeTooLarge, fmt.Sprintf("has %d bytes: send at most %d", len(body), maxEvent)}
 	}
-	return e, nil
+	if changed {
+		var err error
+		if body, err = proto.Marshal(e); err != nil {
+			return e, nil, invalid("cannot be encoded: %v", err)
+		}
+	}
+	return e, body, nil
 }
 
 func check(e *ahtiv1.AhtiEvent, now time.Time) *refusal {
@@ -73,7 +84,7 @@ func check(e *ahtiv1.AhtiEvent, now time.Time) *refusal {
 	for _, field := range [...]struct{ name, word string }{
 		{"subtype", e.GetSubtype()}, {"source", e.GetSource()}, {"cluster", e.GetCluster()}, {"namespace", e.GetNamespace()},
 	} {
-		if len(field.word) > maxWord || strings.ContainsFunc(field.word, unicode.IsControl) {
+		if !isWord(field.word, maxWord) {
 			return invalid("%s: use at most %d bytes without control characters", field.name, maxWord)
 		}
 	}
@@ -86,18 +97,73 @@ func check(e *ahtiv1.AhtiEvent, now time.Time) *refusal {
 		return invalid("has %d relationships: send at most %d", len(e.GetRelationships()), maxRelationships)
 	}
 	for i, x := range e.GetEntities() {
-		if x.GetId() == "" || len(x.GetId()) > maxName || len(x.GetName()) > maxName || len(x.GetClusterId()) > maxWord || len(x.GetNamespace()) > maxWord {
-			return invalid("entities[%d]: use an id of 1 to %d bytes, a name of as many, and at most %d for cluster_id and namespace", i, maxName, maxWord)
+		if x.GetId() == "" || !isWord(x.GetId(), maxName) || !isWord(x.GetName(), maxName) || !isWord(x.GetDeleteReason(), maxName) ||
+			!isWord(x.GetClusterId(), maxWord) || !isWord(x.GetNamespace(), maxWord) {
+			return invalid("entities[%d]: use an id of 1 to %d bytes, a name and a delete_reason of as many, and at most %d for cluster_id and namespace, without control characters", i, maxName, maxWord)
+		}
+		if r := checkFactTime(x.GetDeletedAt(), now); r != "" {
+			return invalid("entities[%d].deleted_at %s", i, r)
 		}
 	}
 	for i, r := range e.GetRelationships() {
 		for _, ref := range []*ahtiv1.EntityReference{r.GetSource(), r.GetTarget()} {
-			if ref.GetId() == "" || len(ref.GetId()) > maxName || len(ref.GetClusterId()) > maxWord {
-				return invalid("relationships[%d]: name source and target by ids of 1 to %d bytes", i, maxName)
+			if ref.GetId() == "" || !isWord(ref.GetId(), maxName) || !isWord(ref.GetClusterId(), maxWord) {
+				return invalid("relationships[%d]: name source and target by ids of 1 to %d bytes without control characters", i, maxName)
+			}
+		}
+		if !isWord(r.GetDeleteReason(), maxName) {
+			return invalid("relationships[%d].delete_reason: use at most %d bytes without control characters", i, maxName)
+		}
+		for _, at := range []*timestamppb.Timestamp{r.GetCreatedAt(), r.GetDeletedAt()} {
+			if r := checkFactTime(at, now); r != "" {
+				return invalid("relationships[%d]: created_at or deleted_at %s", i, r)
 			}
 		}
 	}
+	for i, c := range e.GetK8S().GetChanges() {
+		if len(c.GetPath()) > maxPath || len(c.GetOld()) > maxValue || len(c.GetNew()) > maxValue {
+			return invalid("changes[%d]: use at most %d bytes for the path and %d for a value", i, maxPath, maxValue)
+		}
+	}
 	return nil
+}
+
+// isWord says whether a text may be a name: PostgreSQL has no place for NUL, and
+// a terminal obeys other control characters.
+func isWord(text string, most int) bool {
+	return len(text) <= most && !strings.ContainsFunc(text, unicode.IsControl)
+}
+
+// checkFactTime says what is wrong with the time of a fact, or nothing. A thing
+// that is deleted in the far future would stay deleted whatever is told of it.
+func checkFactTime(at *timestamppb.Timestamp, now time.Time) string {
+	switch {
+	case at == nil:
+	case at.CheckValid() != nil || at.AsTime().Before(earliest) || !at.AsTime().Before(latest):
+		return fmt.Sprintf("is no time from %d to %d: leave it unset when it is not known", earliest.Year(), latest.Year()-1)
+	case at.AsTime().Sub(now) > maxAhead:
+		return "is ahead of this server: set the clock of the sender"
+	}
+	return ""
+}
+
+// dropZeroTimes takes away times of facts that are the zero of some language,
+// which is what an encoder makes of a time that nobody set. It says whether
+// there were any.
+func dropZeroTimes(e *ahtiv1.AhtiEvent) (dropped bool) {
+	drop := func(at **timestamppb.Timestamp) {
+		if zero := *at; zero != nil && zero.GetNanos() == 0 && (zero.GetSeconds() == 0 || zero.AsTime().IsZero()) {
+			*at, dropped = nil, true
+		}
+	}
+	for _, x := range e.GetEntities() {
+		drop(&x.DeletedAt)
+	}
+	for _, r := range e.GetRelationships() {
+		drop(&r.CreatedAt)
+		drop(&r.DeletedAt)
+	}
+	return dropped
 }
 
 func notInID(r rune) bool { return r <= ' ' || r >= 0x7f }

@@ -49,15 +49,23 @@ func FuzzEvent(f *testing.F) {
 	}
 	f.Add(seed)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		e, refused := decode(data, now)
+		e, body, refused := decode(data, now)
 		if refused != nil {
 			if refused.code == "" || refused.message == "" {
 				t.Fatal("refused without a reason")
 			}
 			return
 		}
-		if strings.ContainsRune(e.GetId()+e.GetSubtype()+e.GetSource()+e.GetCluster(), 0) || len(data) > maxEvent {
+		names := e.GetId() + e.GetSubtype() + e.GetSource() + e.GetCluster()
+		for _, x := range e.GetEntities() {
+			names += x.GetId() + x.GetName() + x.GetClusterId() + x.GetNamespace() + x.GetDeleteReason()
+		}
+		if strings.ContainsRune(names, 0) || len(data) > maxEvent {
 			t.Fatalf("%v was accepted", e)
+		}
+		stored := &ahtiv1.AhtiEvent{}
+		if err := proto.Unmarshal(body, stored); err != nil || !proto.Equal(stored, e) && !strings.Contains(e.String(), "nan") {
+			t.Fatalf("%v is stored as %v: %v", e, stored, err)
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -106,13 +107,14 @@ func (s *Service) submit(ctx context.Context, request *encodedRequest) unanswere
 	u := unanswered{response: &ahtiv1.IngestResponse{}}
 	now, bytes := time.Now(), int64(0)
 	records := make([]*store.Record, 0, len(request.events))
-	for _, body := range request.events {
-		e, refused := decode(body, now)
+	for _, wire := range request.events {
+		e, body, refused := decode(wire, now)
 		if refused != nil {
 			s.metrics.refused.WithLabelValues(refused.code).Inc()
 			id := e.GetId()
 			u.response.Errors = append(u.response.Errors, &ahtiv1.IngestError{
-				EventId: id[:min(len(id), maxID)], Code: refused.code, Message: refused.message,
+				// A cut through a character could not be sent.
+				EventId: strings.ToValidUTF8(id[:min(len(id), maxID)], ""), Code: refused.code, Message: refused.message,
 			})
 			continue
 		}

@@ -48,6 +48,9 @@ func readIncidentToken(text string) (*store.IncidentPlace, error) {
 	if err := readToken(text, &page); err != nil {
 		return nil, err
 	}
+	if err := word("page_token", page.ID, maxName); err != nil {
+		return nil, err
+	}
 	return &store.IncidentPlace{StartedAt: page.StartedAt, ID: page.ID}, nil
 }
 

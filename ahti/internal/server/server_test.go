@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"net/http"
@@ -22,6 +23,7 @@ import (
 	"github.com/yairfalse/tapio/ahti/internal/server"
 	"github.com/yairfalse/tapio/ahti/internal/store"
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 )
 
 // recent is a workload of the last minutes, so that its incidents are open.
@@ -168,6 +170,11 @@ func TestManyStreams(t *testing.T) {
 	})
 }
 
+// changed is the data of an object of which a field changed.
+func changed(path, before, after string) *ahtiv1.AhtiEvent_K8S {
+	return &ahtiv1.AhtiEvent_K8S{K8S: &eventv1.K8SEventData{Changes: []*eventv1.FieldChange{{Path: path, Old: before, New: after}}}}
+}
+
 func TestWrongEventsAreRefusedAndOthersStored(t *testing.T) {
 	w := recent()
 	long := strings.Repeat("x", 2000)
@@ -193,6 +200,22 @@ func TestWrongEventsAreRefusedAndOthersStored(t *testing.T) {
 		"tie without source": {func(e *ahtiv1.AhtiEvent) { e.Relationships[0].Source = nil }, "invalid"},
 		"too many entities":  {func(e *ahtiv1.AhtiEvent) { e.Entities = make([]*ahtiv1.Entity, 1025) }, "invalid"},
 		"too many ties":      {func(e *ahtiv1.AhtiEvent) { e.Relationships = make([]*ahtiv1.Relationship, 4097) }, "invalid"},
+		"NUL in an entity":   {func(e *ahtiv1.AhtiEvent) { e.Entities[0].Id = "a\x00b" }, "invalid"},
+		"NUL in its name":    {func(e *ahtiv1.AhtiEvent) { e.Entities[0].Name = "\x00" }, "invalid"},
+		"NUL in its cluster": {func(e *ahtiv1.AhtiEvent) { e.Entities[0].ClusterId = "\x00" }, "invalid"},
+		"NUL in namespace":   {func(e *ahtiv1.AhtiEvent) { e.Entities[0].Namespace = "\x00" }, "invalid"},
+		"NUL in the reason":  {func(e *ahtiv1.AhtiEvent) { e.Entities[0].DeleteReason = "\x00" }, "invalid"},
+		"NUL in a tie":       {func(e *ahtiv1.AhtiEvent) { e.Relationships[0].Target.ClusterId = "\x00" }, "invalid"},
+		"NUL in tie reason":  {func(e *ahtiv1.AhtiEvent) { e.Relationships[0].DeleteReason = "\x00" }, "invalid"},
+		"a rune on the cut":  {func(e *ahtiv1.AhtiEvent) { e.Id = "a" + strings.Repeat("\u00e9", 100) }, "invalid"},
+		"deleted in 2050":    {func(e *ahtiv1.AhtiEvent) { e.Entities[0].DeletedAt = &timestamppb.Timestamp{Seconds: 2_524_608_000} }, "invalid"},
+		"deleted in 2300":    {func(e *ahtiv1.AhtiEvent) { e.Entities[0].DeletedAt = &timestamppb.Timestamp{Seconds: 10_413_792_000} }, "invalid"},
+		"tie made in 2050": {func(e *ahtiv1.AhtiEvent) {
+			e.Relationships[0].CreatedAt = &timestamppb.Timestamp{Seconds: 2_524_608_000}
+		}, "invalid"},
+		"tie ended, no time": {func(e *ahtiv1.AhtiEvent) { e.Relationships[0].DeletedAt = &timestamppb.Timestamp{Nanos: -1} }, "invalid"},
+		"long path":          {func(e *ahtiv1.AhtiEvent) { e.Data = changed(long, "1", "2") }, "invalid"},
+		"long value":         {func(e *ahtiv1.AhtiEvent) { e.Data = changed("spec.replicas", "1", strings.Repeat("x", 65<<10)) }, "invalid"},
 		"more than it may":   {func(e *ahtiv1.AhtiEvent) { e.Payload = make([]byte, 513<<10) }, "too_large"},
 	}
 	each(t, func(t *testing.T, config store.Config) {
@@ -217,6 +240,7 @@ func TestWrongEventsAreRefusedAndOthersStored(t *testing.T) {
 			require.Equal(t, test.code, response.GetErrors()[0].GetCode(), name)
 			require.NotEmpty(t, response.GetErrors()[0].GetMessage(), name)
 			require.LessOrEqual(t, len(response.GetErrors()[0].GetEventId()), 128, name)
+			require.True(t, strings.HasPrefix(wrong.GetId(), response.GetErrors()[0].GetEventId()), name)
 			n++
 		}
 		timeline, err := r.Timeline(t.Context(), &ahtiv1.TimelineRequest{PageSize: 10_000})
@@ -230,13 +254,13 @@ func TestOddEventsAreStored(t *testing.T) {
 	each(t, func(t *testing.T, config store.Config) {
 		r := run(t, server.Config{Store: config})
 		at := timestamppb.New(time.Now().Add(-time.Minute))
-		self := &ahtiv1.EntityReference{Type: 7777, Id: "\x00\x1b[31m"}
+		self := &ahtiv1.EntityReference{Type: 7777, Id: "\u202eodd\u2028"}
 		odd := []*ahtiv1.AhtiEvent{
 			{Id: "bare", Subtype: "x", Timestamp: at},
-			{Id: "unknown-numbers", Subtype: "container.oom_kill", Timestamp: at, Type: 999, Severity: -5, Outcome: 99, Entities: []*ahtiv1.Entity{{Type: 7777, Id: "\x00\x1b[31m", State: 9}}},
-			{Id: "owns-itself", Subtype: "container.oom_kill", Timestamp: at, Entities: []*ahtiv1.Entity{{Type: 7777, Id: "\x00\x1b[31m"}}, Relationships: []*ahtiv1.Relationship{
+			{Id: "unknown-numbers", Subtype: "container.oom_kill", Timestamp: at, Type: 999, Severity: -5, Outcome: 99, Entities: []*ahtiv1.Entity{{Type: 7777, Id: "\u202eodd\u2028", State: 9}}},
+			{Id: "owns-itself", Subtype: "container.oom_kill", Timestamp: at, Entities: []*ahtiv1.Entity{{Type: 7777, Id: "\u202eodd\u2028"}}, Relationships: []*ahtiv1.Relationship{
 				{Type: ahtiv1.RelationshipType_RELATIONSHIP_TYPE_OWNS, Source: self, Target: self},
-				{Type: 555, Source: self, Target: self, CreatedAt: &timestamppb.Timestamp{Seconds: -1 << 62}},
+				{Type: 555, Source: self, Target: self, CreatedAt: &timestamppb.Timestamp{}},
 			}},
 		}
 		require.Equal(t, ids(odd), r.ingest(t, odd, 10)[0].GetEventIds())
@@ -348,7 +372,11 @@ func TestAClientThatReadsNothing(t *testing.T) {
 }
 
 func TestBadQuestions(t *testing.T) {
-	r := run(t, server.Config{Store: store.Config{Dir: t.TempDir()}})
+	each(t, badQuestions)
+}
+
+func badQuestions(t *testing.T, config store.Config) {
+	r := run(t, server.Config{Store: config})
 	long := strings.Repeat("x", 1100)
 	tests := []struct {
 		path string
@@ -365,6 +393,14 @@ func TestBadQuestions(t *testing.T) {
 		{"/v1/why?entity=a&lookback_seconds=-1", 400, "lookback_seconds is -1"},
 		{"/v1/why?entity=a&entity=b", 400, "use it once"},
 		{"/v1/why?entity=%ff", 400, "UTF-8"},
+		{"/v1/why?entity=%00", 400, "control character"},
+		{"/v1/why?event_id=%00", 400, "control character"},
+		{"/v1/why?entity=a&cluster=%00", 400, "control character"},
+		{"/v1/timeline?cluster=%00", 400, "control character"},
+		{"/v1/incidents?cluster=%00", 400, "control character"},
+		{"/v1/incidents?namespace=%00", 400, "control character"},
+		{"/v1/incidents/%00", 400, "control character"},
+		{"/v1/incidents?page_token=" + base64.RawURLEncoding.EncodeToString([]byte(`{"i":"\u0000"}`)), 400, "control character"},
 		{"/v1/why?entty=a", 400, `parameter "entty" is not known`},
 		{"/v1/timeline?page_size=many", 400, "whole number"},
 		{"/v1/timeline?page_size=-1", 400, "page_size is -1"},

@@ -94,6 +94,15 @@ func moment(name string, t *timestamppb.Timestamp, otherwise time.Time) (time.Ti
 	return t.AsTime(), nil
 }
 
+// word checks a name in a request. No name that is stored is longer or has a
+// control character.
+func word(name, text string, most int) error {
+	if !isWord(text, most) {
+		return bad("%s has %d bytes or a control character: use at most %d bytes without", name, len(text), most)
+	}
+	return nil
+}
+
 // size reads a number of a request.
 func size[T int32 | int64](name string, n, otherwise, most T) (T, error) {
 	if n < 0 {
@@ -104,8 +113,8 @@ func size[T int32 | int64](name string, n, otherwise, most T) (T, error) {
 
 // resolve finds what a request names.
 func (s *Service) resolve(name, cluster string) ([]*ahtiv1.EntityReference, error) {
-	if len(name) > maxName || len(cluster) > maxWord {
-		return nil, bad("entity and cluster have %d and %d bytes: use at most %d and %d", len(name), len(cluster), maxName, maxWord)
+	if err := cmp.Or(word("entity", name, maxName), word("cluster", cluster, maxWord)); err != nil {
+		return nil, err
 	}
 	refs := s.config.Engine.Resolve(name, cluster)
 	if len(refs) == 0 {
@@ -135,6 +144,9 @@ func (s *Service) Why(ctx context.Context, request *ahtiv1.WhyRequest) (*ahtiv1.
 	case request.GetEventId() != "" && name != "":
 		return nil, bad("event_id and entity are both set: set one")
 	case request.GetEventId() != "":
+		if err := word("event_id", request.GetEventId(), maxID); err != nil {
+			return nil, err
+		}
 		event, err := s.config.Store.Event(ctx, request.GetEventId())
 		if err != nil {
 			return nil, problem(ctx, err)
@@ -217,6 +229,9 @@ func (s *Service) ListIncidents(ctx context.Context, request *ahtiv1.ListInciden
 	if err != nil {
 		return nil, err
 	}
+	if err := cmp.Or(word("cluster", request.GetCluster(), maxWord), word("namespace", request.GetNamespace(), maxWord)); err != nil {
+		return nil, err
+	}
 	filter := store.IncidentFilter{Cluster: request.GetCluster(), State: request.GetState()}
 	if filter.SeenSince, err = moment("since", request.GetSince(), time.Time{}); err != nil {
 		return nil, err
@@ -265,8 +280,11 @@ func touches(i *ahtiv1.Incident, namespace string) bool {
 
 // GetIncident implements ahtiv1.AhtiServiceServer.
 func (s *Service) GetIncident(ctx context.Context, request *ahtiv1.GetIncidentRequest) (*ahtiv1.GetIncidentResponse, error) {
-	if id := request.GetId(); id == "" || len(id) > maxName {
-		return nil, bad("id has %d bytes: use one that ListIncidents told", len(id))
+	if request.GetId() == "" {
+		return nil, bad("id is empty: use one that ListIncidents told")
+	}
+	if err := word("id", request.GetId(), maxName); err != nil {
+		return nil, err
 	}
 	if err := s.config.Brain.Fresh(ctx, time.Now()); err != nil {
 		return nil, problem(ctx, err)
@@ -282,6 +300,9 @@ func (s *Service) GetIncident(ctx context.Context, request *ahtiv1.GetIncidentRe
 func (s *Service) Timeline(ctx context.Context, request *ahtiv1.TimelineRequest) (*ahtiv1.TimelineResponse, error) {
 	most, err := size("page_size", request.GetPageSize(), defaultEvents, maxEvents)
 	if err != nil {
+		return nil, err
+	}
+	if err := word("cluster", request.GetCluster(), maxWord); err != nil {
 		return nil, err
 	}
 	span := store.Span{Limit: int(most)}
