@@ -63,6 +63,8 @@ type Brain struct {
 	seen   uint64            // what Applied said at the last refresh
 	at     time.Time         // of the last refresh
 	open   int
+	// unstored counts incidents that cannot be encoded.
+	unstored int
 }
 
 // New returns a Brain.
@@ -247,7 +249,13 @@ func (b *Brain) Refresh(ctx context.Context, now time.Time) error {
 	for _, i := range current {
 		body, err := proto.MarshalOptions{Deterministic: true}.Marshal(i)
 		if err != nil {
-			return fmt.Errorf("encode incident %s: %w", i.GetId(), err)
+			// One that cannot be stored must not keep the others out.
+			if _, known := b.hashes[i.GetId()]; !known {
+				b.unstored++
+				b.config.Log.Error("an incident cannot be stored; please report this", "incident", i.GetId(), "error", err)
+			}
+			hashes[i.GetId()] = 0
+			continue
 		}
 		hashes[i.GetId()] = xxhash.Sum64(body)
 		if b.hashes[i.GetId()] != hashes[i.GetId()] {
@@ -316,6 +324,13 @@ func (b *Brain) Open() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.open
+}
+
+// Unstored counts incidents that could not be stored since the start.
+func (b *Brain) Unstored() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.unstored
 }
 
 func (b *Brain) learn(ctx context.Context, now time.Time) error {

@@ -21,6 +21,7 @@ type metrics struct {
 	refused                        *prometheus.CounterVec
 	entities, relationships        *prometheus.Desc
 	symptoms, changes, open, bytes *prometheus.Desc
+	unstored                       *prometheus.Desc
 }
 
 func newMetrics(s *store.Store, engine *causality.Engine, b *brain.Brain, registry prometheus.Registerer) (*metrics, error) {
@@ -35,6 +36,7 @@ func newMetrics(s *store.Store, engine *causality.Engine, b *brain.Brain, regist
 		symptoms:      gauge("graph_symptoms", "Runs of symptoms that the engine remembers."),
 		changes:       gauge("graph_changes", "Changes that the engine remembers."),
 		open:          gauge("incidents_open", "Incidents that go on."),
+		unstored:      gauge("incidents_unstored_total", "Incidents that cannot be stored because of what they say."),
 		bytes:         gauge("store_bytes", "Bytes that the stored data take. Not told for PostgreSQL."),
 	}
 	for _, code := range []string{codeInvalid, codeTooLarge} {
@@ -65,6 +67,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge(m.symptoms, float64(size.Symptoms))
 	gauge(m.changes, float64(size.Changes))
 	gauge(m.open, float64(m.brain.Open()))
+	ch <- prometheus.MustNewConstMetric(m.unstored, prometheus.CounterValue, float64(m.brain.Unstored()))
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	switch bytes, err := m.store.Size(ctx); {

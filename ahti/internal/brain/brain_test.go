@@ -1,0 +1,107 @@
+package brain_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/yairfalse/tapio/ahti/internal/ahtitest"
+	"github.com/yairfalse/tapio/ahti/internal/brain"
+	"github.com/yairfalse/tapio/ahti/internal/store"
+	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
+	"github.com/yairfalse/tapio/shared/causality"
+)
+
+// The server that the tests of this package share. The tests end ahti and not the
+// machine: nothing needs to reach the disk.
+var postgres = ahtitest.NewPostgres("fsync=off")
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if err := postgres.Stop(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func each(t *testing.T, test func(t *testing.T, config store.Config)) {
+	ahtitest.Stores(t, postgres, test)
+}
+
+// fixture is a brain with what it keeps.
+type fixture struct {
+	*brain.Brain
+	store  *store.Store
+	engine *causality.Engine
+}
+
+// start opens a store and restores the engine from it.
+func start(t *testing.T, config store.Config, now time.Time) *fixture {
+	t.Helper()
+	config.Log = slog.New(slog.DiscardHandler)
+	s, err := store.Open(t.Context(), config)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Close() }) // a test that closes it checks that
+	engine, err := causality.New(causality.Options{})
+	require.NoError(t, err)
+	require.NoError(t, brain.Restore(t.Context(), s, engine, now))
+	b := brain.New(brain.Config{Store: s, Engine: engine, Applied: func() uint64 { return 0 }, Log: config.Log})
+	return &fixture{b, s, engine}
+}
+
+// add stores events and lets the engine see them.
+func (f *fixture) add(t *testing.T, events ...*ahtiv1.AhtiEvent) {
+	t.Helper()
+	for _, e := range events {
+		body, err := proto.Marshal(e)
+		require.NoError(t, err)
+		r := &store.Record{Event: e, Body: body, Relevant: f.engine.Relevant(e)}
+		require.NoError(t, f.store.Append(t.Context(), []*store.Record{r}))
+		delta := f.engine.Apply(e)
+		f.store.Note(r, delta.Entities, delta.Relationships)
+	}
+}
+
+func (f *fixture) incidents(t *testing.T) (all []*ahtiv1.Incident) {
+	t.Helper()
+	require.NoError(t, f.store.Incidents(context.Background(), store.IncidentFilter{}, func(i *ahtiv1.Incident) bool {
+		all = append(all, i)
+		return true
+	}))
+	return all
+}
+
+// killed is an OOM kill of a pod.
+func killed(id, pod string, at time.Time) *ahtiv1.AhtiEvent {
+	return &ahtiv1.AhtiEvent{
+		Id: id, Timestamp: timestamppb.New(at), Subtype: "container.oom_kill", Source: "tapio", Severity: 5, Cluster: "prod",
+		Entities: []*ahtiv1.Entity{{Type: ahtiv1.EntityType_ENTITY_TYPE_POD, Id: pod, Name: pod, Namespace: "shop"}},
+	}
+}
+
+// One incident that cannot be encoded keeps no other out of the store.
+func TestAnIncidentThatCannotBeStored(t *testing.T) {
+	each(t, func(t *testing.T, config store.Config) {
+		now := time.Now()
+		f := start(t, config, now)
+		f.add(t, killed("good", "api", now.Add(-time.Hour)))
+		bad := killed("bad", "db", now)
+		bad.Entities[0].Attributes = map[string]string{"odd": "\xff"} // which no server lets in
+		f.engine.Apply(bad)
+		for range 2 {
+			require.NoError(t, f.Refresh(t.Context(), now))
+			found := f.incidents(t)
+			require.Len(t, found, 1)
+			require.Equal(t, "api", found[0].GetRoot().GetId())
+			require.Equal(t, 1, f.Unstored())
+		}
+	})
+}
