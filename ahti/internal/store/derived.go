@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
 )
@@ -75,15 +76,35 @@ func (s *Store) Note(r *Record, entities []*ahtiv1.Entity, relationships []*ahti
 	}
 	for _, e := range entities {
 		k := entityKey(e.GetType(), clusterOf(e.GetClusterId(), cluster), e.GetId())
-		b.entities[factKey{k, r.Sequence}] = &fact{at: place.At, gone: e.GetState() == ahtiv1.EntityState_ENTITY_STATE_DELETED, message: e}
+		f := &fact{message: e}
+		f.at, f.gone = when(e, place.At)
+		b.entities[factKey{k, r.Sequence}] = f
 	}
 	for _, t := range relationships {
 		source, target := key(t.GetSource()), key(t.GetTarget())
-		b.relationships[factKey{tieKey(t.GetType(), source, target), r.Sequence}] = &fact{
-			at: place.At, gone: t.GetState() == ahtiv1.EntityState_ENTITY_STATE_DELETED, source: source, target: target, message: t,
-		}
+		f := &fact{source: source, target: target, message: t}
+		f.at, f.gone = when(t, place.At)
+		b.relationships[factKey{tieKey(t.GetType(), source, target), r.Sequence}] = f
 	}
 	return b.events
+}
+
+// ending is a fact that may tell an end.
+type ending interface {
+	GetState() ahtiv1.EntityState
+	GetDeletedAt() *timestamppb.Timestamp
+}
+
+// when is the time that a fact holds from, told by an event of a time, and
+// whether it is an end.
+func when(fact ending, told int64) (at int64, gone bool) {
+	if fact.GetState() != ahtiv1.EntityState_ENTITY_STATE_DELETED {
+		return told, false
+	}
+	if end := fact.GetDeletedAt(); end != nil {
+		told = end.AsTime().UnixNano()
+	}
+	return told, true
 }
 
 // tieKey mixes type, source and target.

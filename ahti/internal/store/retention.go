@@ -5,6 +5,10 @@ import (
 	"database/sql"
 	"fmt"
 	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
 )
 
 // container is the number of ENTITY_TYPE_CONTAINER.
@@ -19,8 +23,8 @@ const (
 )
 
 // DeleteBefore deletes events, incidents and facts that are older than a time:
-// of facts, those of things that were deleted before it and versions that others
-// have replaced before it. It returns how many events went.
+// of facts, those of things that were deleted before it. What is known of others
+// from before it becomes one version. It returns how many events went.
 func (s *Store) DeleteBefore(ctx context.Context, before time.Time) (int64, error) {
 	at := before.UnixNano()
 	events, err := s.inChunks(ctx, "DELETE FROM events WHERE sequence IN (SELECT sequence FROM events WHERE at < ? ORDER BY at LIMIT ?)", at)
@@ -36,9 +40,9 @@ func (s *Store) DeleteBefore(ctx context.Context, before time.Time) (int64, erro
 	if err := s.deleteGone(ctx, at); err != nil {
 		return events, fmt.Errorf("delete what is gone: %w", err)
 	}
-	for _, table := range [][2]string{{"entities", "entity"}, {"relationships", "relationship"}} {
-		if err := s.deleteReplaced(ctx, table[0], table[1], at); err != nil {
-			return events, fmt.Errorf("delete old versions of %s: %w", table[0], err)
+	for _, t := range factTables() {
+		if err := s.compact(ctx, t, at); err != nil {
+			return events, fmt.Errorf("merge old versions of %s: %w", t.name, err)
 		}
 	}
 	return events, nil
@@ -68,8 +72,8 @@ func (s *Store) victims(ctx context.Context, query string, columns int, args ...
 // and their ties. A container goes with its pod: nobody tells of its end.
 func (s *Store) deleteGone(ctx context.Context, at int64) error {
 	for {
-		gone, err := s.victims(ctx, `SELECT e.entity FROM entities e WHERE e.gone = 1 AND e.at < ? AND NOT EXISTS
-			(SELECT 1 FROM entities n WHERE n.entity = e.entity AND n.sequence > e.sequence) LIMIT ?`, 1, at, chunk)
+		gone, err := s.victims(ctx, `SELECT DISTINCT e.entity FROM entities e WHERE e.gone = 1 AND e.at < ? AND NOT EXISTS
+			(SELECT 1 FROM entities n WHERE n.entity = e.entity AND n.at > e.at) LIMIT ?`, 1, at, chunk)
 		if err != nil || len(gone) == 0 {
 			return err
 		}
@@ -104,40 +108,123 @@ func (s *Store) deleteGone(ctx context.Context, at int64) error {
 	}
 }
 
-// deleteReplaced deletes versions that others have replaced before a time, and
-// ties that ended before it.
-func (s *Store) deleteReplaced(ctx context.Context, table, key string, at int64) error {
-	for _, condition := range []string{
-		`JOIN (SELECT %[2]s, MAX(sequence) AS newest FROM %[1]s WHERE at < ? GROUP BY %[2]s) n
-			ON n.%[2]s = o.%[2]s AND o.sequence < n.newest`,
-		`WHERE o.gone = 1 AND o.at < ? AND NOT EXISTS (SELECT 1 FROM %[1]s n WHERE n.%[2]s = o.%[2]s AND n.sequence <> o.sequence)`,
-	} {
-		for {
-			old, err := s.victims(ctx, fmt.Sprintf("SELECT o.%[2]s, o.sequence FROM %[1]s o "+condition+" LIMIT ?", table, key), 2, at, 5*chunk)
-			if err != nil {
-				return err
-			}
-			if len(old) == 0 {
-				break
-			}
-			err = s.inTransaction(ctx, func(t transaction) error {
-				for _, row := range old {
-					if _, err := t.exec(ctx, fmt.Sprintf("DELETE FROM %[1]s WHERE %[2]s = ? AND sequence = ?", table, key), row...); err != nil {
+// compact makes one version of those that a thing has from before a time, and
+// deletes ties that ended before it. A version tells a part of what is known, and
+// they come in any order: what was known at the time is all of them together.
+func (s *Store) compact(ctx context.Context, t table, at int64) error {
+	for {
+		merged, err := s.mergeable(ctx, t, at)
+		if err != nil {
+			return err
+		}
+		if len(merged) == 0 {
+			break
+		}
+		err = s.inTransaction(ctx, func(tx transaction) error {
+			for _, m := range merged {
+				body, err := proto.Marshal(m.message)
+				if err != nil {
+					return fmt.Errorf("encode a fact: %w", err)
+				}
+				if _, err := tx.exec(ctx, t.in("UPDATE %[1]s SET at = ?, gone = ?, body = ? WHERE %[2]s = ? AND sequence = ?"), m.at, number(m.gone), body, m.key, m.sequence); err != nil {
+					return err
+				}
+				for _, sequence := range m.replaced {
+					if _, err := tx.exec(ctx, t.in("DELETE FROM %[1]s WHERE %[2]s = ? AND sequence = ?"), m.key, sequence); err != nil {
 						return err
 					}
 				}
-				return nil
-			})
-			if err != nil {
-				return err
 			}
-			if err := s.yield(ctx); err != nil {
-				return err
-			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if err := s.yield(ctx); err != nil {
+			return err
 		}
 	}
-	return nil
+	_, err := s.inChunks(ctx, t.in(`DELETE FROM %[1]s WHERE (%[2]s, sequence) IN (SELECT o.%[2]s, o.sequence FROM %[1]s o
+		WHERE o.gone = 1 AND o.at < ? AND NOT EXISTS (SELECT 1 FROM %[1]s n WHERE n.%[2]s = o.%[2]s AND n.sequence <> o.sequence) LIMIT ?)`), at)
+	return err
 }
+
+// merged is a version that stands for others of the same thing.
+type merged struct {
+	key, sequence int64
+	replaced      []int64 // sequences of the others
+	fact
+}
+
+// mergeable merges the versions from before a time of some things that have more
+// than one. Only retention changes versions, so that they may be read before the
+// transaction.
+func (s *Store) mergeable(ctx context.Context, t table, at int64) (all []*merged, err error) {
+	const things = 500 // with some statements each in one transaction
+	err = s.query(ctx, t.in(`SELECT o.%[2]s, o.sequence, o.at, o.gone, o.body FROM %[1]s o
+		JOIN (SELECT %[2]s FROM %[1]s WHERE at < ? GROUP BY %[2]s HAVING COUNT(*) > 1 LIMIT ?) n ON n.%[2]s = o.%[2]s
+		WHERE o.at < ? ORDER BY o.%[2]s, o.at, o.gone, o.sequence`), []any{at, things, at}, func(rows *sql.Rows) error {
+		var gone int64
+		var body sql.RawBytes
+		m := &merged{fact: fact{message: t.empty()}}
+		if err := rows.Scan(&m.key, &m.sequence, &m.at, &gone, &body); err != nil {
+			return err
+		}
+		m.gone = gone == 1
+		if err := proto.Unmarshal(body, m.message); err != nil {
+			return fmt.Errorf("decode a fact: %w", err)
+		}
+		if last := len(all) - 1; last >= 0 && all[last].key == m.key {
+			m.replaced = append(all[last].replaced, all[last].sequence)
+			m.message = mergeFacts(all[last].message, m.message)
+			all[last] = m
+		} else {
+			all = append(all, m)
+		}
+		return nil
+	})
+	return all, err
+}
+
+// mergeFacts adds to what was told of a thing what was told later.
+func mergeFacts(earlier, later proto.Message) proto.Message {
+	switch later := later.(type) {
+	case *ahtiv1.Entity:
+		both := proto.CloneOf(earlier.(*ahtiv1.Entity)) //nolint:errcheck,forcetypeassert // of the same table
+		both.DeletedAt, both.DeleteReason = nil, ""
+		proto.Merge(both, later)
+		both.State = later.GetState()
+		return both
+	case *ahtiv1.Relationship:
+		both := proto.CloneOf(earlier.(*ahtiv1.Relationship)) //nolint:errcheck,forcetypeassert // of the same table
+		began := both.GetCreatedAt()
+		both.CreatedAt, both.DeletedAt, both.DeleteReason = nil, nil, ""
+		proto.Merge(both, later)
+		both.State = later.GetState()
+		if both.CreatedAt == nil || began != nil && began.AsTime().Before(both.GetCreatedAt().AsTime()) {
+			both.CreatedAt = began
+		}
+		return both
+	}
+	return later
+}
+
+// table is one of those of facts.
+type table struct {
+	name, key string
+	empty     func() proto.Message
+}
+
+func factTables() []table {
+	return []table{
+		{"entities", "entity", func() proto.Message { return &ahtiv1.Entity{} }},
+		{"relationships", "relationship", func() proto.Message { return &ahtiv1.Relationship{} }},
+	}
+}
+
+// in puts the names of a table in a query: %[1]s is its own, %[2]s that of its
+// key.
+func (t table) in(query string) string { return fmt.Sprintf(query, t.name, t.key) }
 
 // inChunks repeats a deletion that takes a time and a limit until nothing is
 // left to delete.

@@ -351,6 +351,56 @@ func TestRetentionByAge(t *testing.T) {
 	})
 }
 
+// What is known of a thing does not depend on the order in which it was told, nor
+// on what was deleted since.
+func TestRetentionKeepsWhatIsKnown(t *testing.T) {
+	const gone = ahtiv1.EntityState_ENTITY_STATE_DELETED
+	tell := func(second int, pod string, state ahtiv1.EntityState, labels map[string]string) *ahtiv1.AhtiEvent {
+		e := &ahtiv1.Entity{Type: ahtiv1.EntityType_ENTITY_TYPE_POD, Id: pod, State: state, Labels: labels}
+		node := &ahtiv1.EntityReference{Type: ahtiv1.EntityType_ENTITY_TYPE_NODE, Id: "node"}
+		return &ahtiv1.AhtiEvent{
+			Id: fmt.Sprintf("%s-%d", pod, second), Subtype: "k8s.pod.updated", Cluster: "prod",
+			Timestamp: timestamppb.New(start.Add(time.Duration(second) * time.Second)), Entities: []*ahtiv1.Entity{e},
+			Relationships: []*ahtiv1.Relationship{{Type: ahtiv1.RelationshipType_RELATIONSHIP_TYPE_SCHEDULED_ON, Source: ref(e), Target: node, State: state}},
+		}
+	}
+	since := tell(20, "alive", 0, map[string]string{"app": "y", "extra": "z"})
+	since.Relationships[0].CreatedAt = timestamppb.New(start.Add(3 * time.Second))
+	first := tell(0, "alive", 0, map[string]string{"app": "x", "first": "1"})
+	first.Relationships[0].CreatedAt = timestamppb.New(start.Add(4*time.Second + 5))
+	late := tell(20, "told-late", gone, nil) // it ended before it was last seen
+	late.Entities[0].DeletedAt = timestamppb.New(start.Add(5 * time.Second))
+	late.Relationships[0].DeletedAt = late.Entities[0].DeletedAt
+	each(t, func(t *testing.T, config store.Config) {
+		s := open(t, config)
+		appendAll(t, s,
+			tell(10, "dead", gone, nil), tell(0, "dead", 0, map[string]string{"app": "x"}),
+			since, tell(10, "alive", gone, nil), first,
+			late, tell(10, "told-late", 0, nil))
+		require.NoError(t, s.Checkpoint(t.Context()))
+		for range 2 {
+			_, err := s.DeleteBefore(t.Context(), start.Add(time.Hour))
+			require.NoError(t, err)
+			entities, ties := map[string]*ahtiv1.Entity{}, map[string]*ahtiv1.Relationship{}
+			require.NoError(t, s.Facts(t.Context(), func(f store.Fact) {
+				if f.Entity != nil {
+					require.NotContains(t, entities, f.Entity.GetId(), "versions are merged")
+					entities[f.Entity.GetId()] = f.Entity
+				} else {
+					ties[f.Relationship.GetSource().GetId()] = f.Relationship
+				}
+			}))
+			require.NotContains(t, entities, "dead")
+			require.NotContains(t, ties, "dead")
+			require.Equal(t, map[string]string{"app": "y", "extra": "z", "first": "1"}, entities["alive"].GetLabels())
+			require.NotEqual(t, gone, entities["alive"].GetState())
+			require.Equal(t, start.Add(3*time.Second), ties["alive"].GetCreatedAt().AsTime(), "the earliest")
+			require.Contains(t, entities, "told-late")
+			require.NotEqual(t, gone, entities["told-late"].GetState())
+		}
+	})
+}
+
 func TestRetentionBySize(t *testing.T) {
 	s := open(t, store.Config{Dir: t.TempDir()})
 	appendMany(t, s, 5000)
