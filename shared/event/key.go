@@ -30,6 +30,8 @@ const (
 	ProcessPID            = "process.pid"
 
 	TapioAttribution          = "tapio.attribution"
+	TapioEventID              = "tapio.event.id"
+	TapioGapBegan             = "tapio.gap.began"
 	TapioGapEvents            = "tapio.gap.events"
 	TapioNetworkElapsedMs     = "tapio.network.elapsed_ms"
 	TapioNetworkRole          = "tapio.network.role"
@@ -138,6 +140,8 @@ var keys = []Key{
 	{Name: ProcessParentPID, Description: "Process id of the parent in the host's namespace."},
 	{Name: ProcessPID, Description: "Process id in the host's namespace; for an OOM kill the victim's."},
 	{Name: TapioAttribution, Values: []string{AttributionUnknown}, Description: "Set when the owner of the event could not be told."},
+	{Name: TapioEventID, Description: "Id of the event, in formats that have no field for it, such as an OpenTelemetry log record."},
+	{Name: TapioGapBegan, Description: "Time of the oldest missing event, RFC 3339; the newest is of the event's own time."},
 	{Name: TapioGapEvents, Unit: UnitCount, Description: "Events that are missing because of the gap; absent when their number is not known."},
 	{Name: TapioNetworkElapsedMs, Unit: UnitMilliseconds, Description: "Time from connect() to the failure."},
 	{Name: TapioNetworkRole, Values: []string{RoleClient, RoleServer}, Description: "Whether the observed side opened the connection or accepted it."},

@@ -25,6 +25,8 @@ const (
 	MaxIDLen = 128
 	// MaxSourceLen is the longest source, bytes.
 	MaxSourceLen = 128
+	// MaxTypeLen is the longest event_type, bytes.
+	MaxTypeLen = 256
 	// MaxMetadata is the greatest number of metadata entries.
 	MaxMetadata = 128
 	// MaxKeyLen is the longest metadata key, bytes.
@@ -74,9 +76,9 @@ func Validate(e *eventv1.Event) error {
 
 // validateID wants printable ASCII without spaces, because ids stand in headers,
 // logs and URLs.
-func validateID(id string) error {
+func validateID[T string | []byte](id T) error {
 	switch {
-	case id == "":
+	case len(id) == 0:
 		return errors.New("id is empty: set an id that no other event has")
 	case len(id) > MaxIDLen:
 		return fmt.Errorf("id has %d bytes: use at most %d", len(id), MaxIDLen)
@@ -97,9 +99,9 @@ func validateTime(ns int64) error {
 	return nil
 }
 
-func validateSource(source string) error {
+func validateSource[T string | []byte](source T) error {
 	switch {
-	case source == "":
+	case len(source) == 0:
 		return errors.New("source is empty: set the name of the program that observed the event")
 	case len(source) > MaxSourceLen:
 		return fmt.Errorf("source has %d bytes: use at most %d", len(source), MaxSourceLen)
@@ -245,9 +247,16 @@ func validateValue(v protoreflect.Value) error {
 			return fmt.Errorf("is %v: leave it unset when it could not be measured", v)
 		}
 	case protoreflect.Message:
-		if ts, ok := v.Interface().(*timestamppb.Timestamp); ok && ts.CheckValid() != nil {
-			return fmt.Errorf("is %d s and %d ns, which is no time: leave it unset or set a real one", ts.GetSeconds(), ts.GetNanos())
+		if ts, ok := v.Interface().(*timestamppb.Timestamp); ok {
+			return validateTimestamp(ts)
 		}
+	}
+	return nil
+}
+
+func validateTimestamp(ts *timestamppb.Timestamp) error {
+	if ts.CheckValid() != nil {
+		return fmt.Errorf("is %d s and %d ns, which is no time: leave it unset or set a real one", ts.GetSeconds(), ts.GetNanos())
 	}
 	return nil
 }

@@ -1,0 +1,446 @@
+// Package gateway is the service polku.v1.Gateway: it takes events from sources,
+// puts them into the log, and acknowledges exactly those that are there.
+package gateway
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
+	"github.com/yairfalse/tapio/polku/internal/journal"
+	"github.com/yairfalse/tapio/shared/event"
+)
+
+const (
+	// inFlight is how many bytes may be on their way into the log, over all
+	// streams. At a disk that takes 100 MB/s that is 80 ms.
+	inFlight = 8 << 20
+	// eventWeight is the least that an event counts of inFlight.
+	eventWeight = 512
+	// maxWaiting is how many bytes may have arrived beyond inFlight, over all
+	// streams. Beyond that a stream is ended: its source sends again later.
+	maxWaiting = 24 << 20
+	// rememberBytes is how much of the end of the log is read at the start for
+	// the ids in it: more than may have been stored without being acknowledged.
+	rememberBytes = 64 << 20
+)
+
+// Config says how a Gateway works.
+type Config struct {
+	Journal *journal.Journal
+	// RateLimit is how many events a second one source may send; 0 for any.
+	RateLimit float64
+	Registry  prometheus.Registerer
+	Log       *slog.Logger
+	// Components adds parts to what Health tells. It may be nil.
+	Components func(ctx context.Context) map[string]*polkuv1.ComponentHealth
+}
+
+// Gateway implements polku.v1.Gateway. Its server must use Codec.
+type Gateway struct {
+	polkuv1.UnimplementedGatewayServer
+
+	config   Config
+	journal  *journal.Journal
+	log      *slog.Logger
+	ids      *recentIDs
+	limiter  *limiter
+	gate     *semaphore.Weighted
+	counters counters
+	started  time.Time
+	stopping chan struct{}
+}
+
+// counters count events and streams since the start.
+type counters struct {
+	received    atomic.Int64
+	stored      atomic.Int64
+	duplicates  atomic.Int64
+	invalid     atomic.Int64
+	tooLarge    atomic.Int64
+	unknown     atomic.Int64 // formats
+	rateLimited atomic.Int64
+	shed        atomic.Int64 // streams
+	slow        atomic.Int64 // streams
+
+	streams atomic.Int64 // now
+	flying  atomic.Int64 // events on their way into the log, now
+	waiting atomic.Int64 // bytes that arrived and wait for their turn, now
+}
+
+// New returns a gateway. It reads the end of the log for the ids in it.
+func New(ctx context.Context, config Config) (*Gateway, error) {
+	g := &Gateway{
+		config:   config,
+		journal:  config.Journal,
+		log:      config.Log,
+		ids:      newRecentIDs(rememberIDs),
+		limiter:  newLimiter(config.RateLimit),
+		gate:     semaphore.NewWeighted(inFlight),
+		started:  time.Now(),
+		stopping: make(chan struct{}),
+	}
+	if err := g.register(config.Registry); err != nil {
+		return nil, err
+	}
+	err := g.journal.Recent(ctx, rememberBytes, func(entry journal.Entry) error {
+		b, refused := readBatch(entry.Body, nil)
+		if refused != nil {
+			return fmt.Errorf("read message %d of the log: %w", entry.Sequence, refused)
+		}
+		keys := make([]idKey, 0, len(b.items))
+		for _, i := range b.items {
+			if envelope, err := event.CheckEnvelope(i.wire); err == nil {
+				keys = append(keys, g.ids.key(envelope.ID))
+			}
+		}
+		g.ids.add(keys)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// Stop ends the streams after what they have on its way is acknowledged, so that
+// their sources go elsewhere or come again. It must be called once.
+func (g *Gateway) Stop() { close(g.stopping) }
+
+// Streams is how many streams are open.
+func (g *Gateway) Streams() int64 { return g.counters.streams.Load() }
+
+// parcel is a batch on its way into the log, with its answer.
+type parcel struct {
+	answer   answer
+	keys     []idKey
+	receipts []*journal.Receipt
+	weight   int64
+	free     func() // gives back the memory of the bodies
+}
+
+// take checks a batch and sends its good events on their way into the log. It
+// returns nil when there is nothing to answer. free is called when the bytes
+// that the batch was read from are not needed any more.
+func (g *Gateway) take(ctx context.Context, b batch, refused *refusal, size int, free func()) (*parcel, error) {
+	p := &parcel{free: free}
+	if refused != nil {
+		g.count(refused, max(len(b.items), 1))
+		g.counters.received.Add(int64(max(len(b.items), 1)))
+		g.refuseAll(p, b, refused)
+		p.done()
+		return p, nil
+	}
+	if len(b.items) == 0 {
+		p.done()
+		return nil, nil
+	}
+	events, ids := g.check(p, b)
+	if len(events) == 0 {
+		p.done()
+		return p, nil
+	}
+	p.weight = min(int64(max(size, len(events)*eventWeight)), inFlight)
+	if err := g.enter(ctx, p.weight); err != nil {
+		p.weight = 0
+		p.done()
+		return nil, err
+	}
+	g.counters.flying.Add(int64(len(p.keys)))
+	if err := g.append(ctx, p, b, events, ids); err != nil {
+		g.abandon(p)
+		return nil, err
+	}
+	return p, nil
+}
+
+// enter waits for room among what is on its way. Who holds much and would wait
+// is sent away when many do.
+func (g *Gateway) enter(ctx context.Context, weight int64) error {
+	if g.gate.TryAcquire(weight) {
+		return nil
+	}
+	waiting := g.counters.waiting.Add(weight)
+	defer g.counters.waiting.Add(-weight)
+	if waiting > maxWaiting {
+		g.counters.shed.Add(1)
+		return status.Error(codes.Unavailable, "the gateway is full and many sources wait: connect again later and send what was not acknowledged")
+	}
+	if err := g.gate.Acquire(ctx, weight); err != nil {
+		return status.FromContextError(err).Err()
+	}
+	return nil
+}
+
+// check sorts the events of a batch: it returns those to store, with their ids,
+// and answers for the rest.
+func (g *Gateway) check(p *parcel, b batch) (events, ids [][]byte) {
+	g.counters.received.Add(int64(len(b.items)))
+	limit := g.limiter.of(b.source)
+	events = make([][]byte, 0, len(b.items))
+	ids = make([][]byte, 0, len(b.items))
+	p.keys = make([]idKey, 0, len(b.items))
+	now := time.Now()
+	for i := range b.items {
+		item := &b.items[i]
+		envelope, refused := g.judge(b, item)
+		if refused == nil && limit != nil && !limit.AllowN(now, 1) {
+			refused = &refusal{codeRateLimited, fmt.Sprintf("%.80q sends more than %g events a second: send fewer", b.source, g.config.RateLimit)}
+		}
+		if refused != nil {
+			g.count(refused, 1)
+			p.answer.refused(string(envelope.ID), refused)
+			continue
+		}
+		events = append(events, item.wire)
+		ids = append(ids, envelope.ID)
+		p.keys = append(p.keys, g.ids.key(envelope.ID))
+		p.answer.stored(envelope.ID)
+	}
+	known := 0
+	g.ids.known(p.keys, func(i int) {
+		events[i] = nil
+		known++
+	})
+	if known > 0 {
+		g.counters.duplicates.Add(int64(known))
+		n := 0
+		for i, e := range events {
+			if e != nil {
+				events[n], ids[n], p.keys[n] = e, ids[i], p.keys[i]
+				n++
+			}
+		}
+		events, ids, p.keys = events[:n], ids[:n], p.keys[:n]
+	}
+	return events, ids
+}
+
+// judge says why an event cannot be stored; nil if it can. The id of the
+// envelope is empty unless it is good to name the event by.
+func (g *Gateway) judge(b batch, i *item) (event.Envelope, *refusal) {
+	if i.err != nil {
+		return event.Envelope{ID: []byte(printableID(i.id))}, invalid("%s", i.err.Error())
+	}
+	envelope, err := event.CheckEnvelope(i.wire)
+	switch {
+	case err != nil && len(i.wire) > event.MaxSize:
+		return envelope, &refusal{codeTooLarge, err.Error()}
+	case err != nil:
+		return envelope, &refusal{codeInvalid, err.Error()}
+	case len(envelope.Source) == 0 && len(b.source) == 0:
+		return envelope, invalid("source is empty, in the event and in its batch: set the name of the program that observed the event")
+	}
+	return envelope, nil
+}
+
+// printableID is id if it may be one, else nothing.
+func printableID(id string) string {
+	if len(id) > event.MaxIDLen {
+		return ""
+	}
+	for i := range len(id) {
+		if id[i] <= ' ' || id[i] >= 0x7f {
+			return ""
+		}
+	}
+	return id
+}
+
+// refuseAll answers for a batch that is refused as a whole: by the ids of its
+// events as far as they can be read.
+func (g *Gateway) refuseAll(p *parcel, b batch, refused *refusal) {
+	named := 0
+	if refused.code != codeTooLarge { // else there are too many to name
+		for i := range b.items {
+			if envelope, _ := g.judge(b, &b.items[i]); len(envelope.ID) > 0 {
+				p.answer.refused(string(envelope.ID), refused)
+				named++
+			}
+		}
+	}
+	if named == 0 {
+		p.answer.refused("", refused)
+	}
+}
+
+func (g *Gateway) count(r *refusal, n int) {
+	switch r.code {
+	case codeTooLarge:
+		g.counters.tooLarge.Add(int64(n))
+	case codeUnknownFormat:
+		g.counters.unknown.Add(int64(n))
+	case codeRateLimited:
+		g.counters.rateLimited.Add(int64(n))
+	default:
+		g.counters.invalid.Add(int64(n))
+	}
+}
+
+func (g *Gateway) append(ctx context.Context, p *parcel, b batch, events, ids [][]byte) error {
+	return b.bodies(events, g.journal.MaxBody(), func(body []byte, n int) error {
+		receipt, err := g.journal.Append(ctx, batchID(ids[:n]), body)
+		ids = ids[n:]
+		if err != nil {
+			return unavailable(err)
+		}
+		p.receipts = append(p.receipts, receipt)
+		return nil
+	})
+}
+
+func unavailable(err error) error {
+	return status.Errorf(codes.Unavailable, "%v: send again what was not acknowledged", err)
+}
+
+// batchID is the same for the same events, whoever takes them: a hash of their
+// ids. Half a SHA-256 is more than accidents and malice can collide.
+func batchID(ids [][]byte) string {
+	hash := sha256.New()
+	var length [4]byte
+	for _, id := range ids {
+		binary.LittleEndian.PutUint32(length[:], uint32(len(id)))
+		hash.Write(length[:])
+		hash.Write(id)
+	}
+	return base64.RawURLEncoding.EncodeToString(hash.Sum(nil)[:16])
+}
+
+// settle waits until a parcel is in the log, or is not.
+func (g *Gateway) settle(p *parcel) error {
+	if err := g.wait(p); err != nil {
+		return unavailable(err)
+	}
+	// Only now: an id that is known is acknowledged at once.
+	g.ids.add(p.keys)
+	g.counters.stored.Add(int64(len(p.keys)))
+	return nil
+}
+
+// abandon lets go of a parcel that is in the log in parts at most. Its ids stay
+// unknown: JetStream recognizes a part that is sent again.
+func (g *Gateway) abandon(p *parcel) { _ = g.wait(p) } // whoever abandons it has an error already
+
+// wait waits for what is on its way and gives back what the parcel holds.
+func (g *Gateway) wait(p *parcel) error {
+	var failed error
+	for _, r := range p.receipts {
+		if err := r.Wait(); err != nil && failed == nil {
+			failed = err
+		}
+	}
+	if p.weight > 0 {
+		g.counters.flying.Add(-int64(len(p.keys)))
+		g.gate.Release(p.weight)
+		p.weight = 0
+	}
+	p.done()
+	return failed
+}
+
+func (p *parcel) done() {
+	if p.free != nil {
+		p.free()
+		p.free = nil
+	}
+}
+
+// state is what each Ack says about the gateway.
+func (g *Gateway) state() *polkuv1.Ack {
+	c := &g.counters
+	return &polkuv1.Ack{
+		BufferSize:     c.flying.Load(),
+		BufferCapacity: inFlight / eventWeight,
+		MiddlewareStats: &polkuv1.MiddlewareStats{
+			RateLimitedCount: c.rateLimited.Load(),
+			DedupCount:       c.duplicates.Load(),
+			TotalReceived:    c.received.Load(),
+			TotalForwarded:   c.stored.Load(),
+		},
+	}
+}
+
+// SendEvent stores one event.
+func (g *Gateway) SendEvent(ctx context.Context, in *polkuv1.IngestEvent) (*polkuv1.Ack, error) {
+	b := batch{source: []byte(in.GetSource()), cluster: []byte(in.GetCluster())}
+	refused := checkOrigin(b.source, b.cluster)
+	if refused == nil {
+		refused = b.one(in)
+	}
+	size := 0
+	for _, i := range b.items {
+		size += len(i.wire)
+	}
+	p, err := g.take(ctx, b, refused, size, nil)
+	if err != nil {
+		return nil, err
+	}
+	if p == nil {
+		return nil, status.Error(codes.InvalidArgument, "the raw payload has no event")
+	}
+	if err := g.settle(p); err != nil {
+		return nil, err
+	}
+	ack := g.state()
+	for _, part := range p.answer.acks {
+		if err := (proto.UnmarshalOptions{Merge: true}).Unmarshal(part, ack); err != nil {
+			return nil, fmt.Errorf("read back the answer: %w", err)
+		}
+	}
+	return ack, nil
+}
+
+// one reads the one event of a call.
+func (b *batch) one(in *polkuv1.IngestEvent) *refusal {
+	switch payload := in.GetPayload().(type) {
+	case *polkuv1.IngestEvent_Event:
+		return b.add(itemOf(payload.Event))
+	case *polkuv1.IngestEvent_Raw:
+		switch in.GetFormat() {
+		case formatProtobuf:
+			return b.add(item{wire: payload.Raw})
+		case formatJSON:
+			if err := b.decodeJSON(payload.Raw); err != nil {
+				return err
+			}
+			if len(b.items) > 1 {
+				b.items = nil
+				return invalid("the payload has several events: send them with StreamEvents")
+			}
+			return nil
+		}
+		return unknownFormat(in.GetFormat())
+	}
+	return invalid("the call has no payload: set raw or event")
+}
+
+// Health says whether events are taken now, and how the parts are.
+func (g *Gateway) Health(ctx context.Context, _ *polkuv1.HealthRequest) (*polkuv1.HealthResponse, error) {
+	components := map[string]*polkuv1.ComponentHealth{"log": {Healthy: true, Message: "takes events"}}
+	if err := g.journal.Blocked(); err != nil {
+		components["log"] = &polkuv1.ComponentHealth{Message: err.Error()}
+	}
+	if g.config.Components != nil {
+		for name, c := range g.config.Components(ctx) {
+			components[name] = c
+		}
+	}
+	return &polkuv1.HealthResponse{
+		Healthy:         components["log"].GetHealthy(),
+		Components:      components,
+		UptimeSeconds:   int64(time.Since(g.started).Seconds()),
+		EventsProcessed: uint64(g.counters.stored.Load()),
+	}, nil
+}

@@ -1,0 +1,507 @@
+// Package journal is the durable log of POLKU: a NATS JetStream stream, in this
+// process or in an external cluster, that holds an event from the moment it is
+// acknowledged until every route has passed it.
+//
+// docs/design/log.md says why it is as it is.
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Names in JetStream. They are what an operator sees with the nats tool.
+const (
+	streamEvents     = "POLKU_EVENTS"
+	subjectEvents    = "polku.events"
+	streamDeadLetter = "POLKU_DEADLETTER"
+	subjectDead      = "polku.deadletter."
+	bucketCursors    = "POLKU_CURSORS"
+)
+
+const (
+	// duplicatesWindow is how long JetStream recognizes a batch that is sent
+	// again. A client that lost its connection is back long before.
+	duplicatesWindow = 2 * time.Minute
+	// deadLetterBytes bounds the dead letters: the oldest go first.
+	deadLetterBytes = 64 << 20
+	// storeTimeout is how long storing one message may take before it counts as
+	// failed. JetStream does not answer when its disk fails.
+	storeTimeout = 10 * time.Second
+	// requestTimeout bounds every other request.
+	requestTimeout = 10 * time.Second
+	// refreshEvery is how often the fill of the log and of its disk is read.
+	refreshEvery = 250 * time.Millisecond
+	// messageOverhead is more than JetStream stores beside a body.
+	messageOverhead = 256
+	// maxBody keeps a message small enough for a reader to hold several.
+	maxBody = 512 << 10
+	// DefaultDiskReserve stays free on the disk of an embedded log, so that
+	// JetStream never meets a full one: it stops for good when it does.
+	DefaultDiskReserve = 128 << 20
+)
+
+// Config says where the log is and how much it holds.
+type Config struct {
+	// Dir is where the embedded log keeps its files; unused with URL.
+	Dir string
+	// URL are the servers of an external NATS cluster, separated by commas.
+	URL string
+	// Credentials is the path of a NATS credentials file for URL; may be empty.
+	Credentials string
+	// Replicas is how many servers of the cluster hold each message; 0 is 1.
+	Replicas int
+	// MaxBytes is the size at which the log is full.
+	MaxBytes int64
+	// Retention is how long events that every route has passed are kept.
+	Retention time.Duration
+	// DiskReserve is how many bytes stay free on the disk; 0 is
+	// DefaultDiskReserve.
+	DiskReserve int64
+
+	Registry prometheus.Registerer
+	Log      *slog.Logger
+}
+
+// Journal is the open log. It is safe for concurrent use.
+type Journal struct {
+	config   Config
+	embedded *embedded // nil for an external cluster
+	conn     *nats.Conn
+	js       jetstream.JetStream
+	events   jetstream.Stream
+	cursors  jetstream.KeyValue
+	metrics  *metrics
+	stop     context.CancelFunc
+	stopped  sync.WaitGroup
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced when room may have come
+	failure error         // why the log is broken, until it works again
+	usage   usage
+}
+
+// usage is how full the log is. The server is asked at times only; in between
+// everything that was sent counts as stored, so that the truth is never worse.
+type usage struct {
+	logBytes  int64 // when asked
+	diskFree  int64 // when asked; negative when there is no disk to watch
+	sent      int64 // bytes, since the start
+	settled   int64 // bytes whose fate is known, since the start
+	settledAt int64 // settled when asked
+}
+
+// unsettled is the most that may have been stored since the server was asked.
+func (u usage) unsettled() int64 { return u.sent - u.settledAt }
+
+// Why the log takes nothing for now.
+var (
+	ErrLogFull     = errors.New("the log is full: a route that hangs holds it, or --log-max-bytes is too small")
+	ErrDiskFull    = errors.New("the disk of the log is full: free space in --data-dir")
+	ErrUnavailable = errors.New("the log cannot be written for now")
+)
+
+// Open opens the log and creates what is missing of it.
+func Open(ctx context.Context, config Config) (*Journal, error) {
+	if config.DiskReserve == 0 {
+		config.DiskReserve = DefaultDiskReserve
+	}
+	config.Replicas = max(config.Replicas, 1)
+	m, err := newMetrics(config.Registry)
+	if err != nil {
+		return nil, err
+	}
+	j := &Journal{config: config, metrics: m, changed: make(chan struct{})}
+	if err := j.connect(); err != nil {
+		return nil, err
+	}
+	if err := j.prepare(ctx); err != nil {
+		return nil, errors.Join(err, j.Close())
+	}
+	if err := j.refresh(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("read the state of the log: %w", err), j.Close())
+	}
+	watch, stop := context.WithCancel(context.WithoutCancel(ctx))
+	j.stop = stop
+	j.stopped.Go(func() { j.watch(watch) })
+	return j, nil
+}
+
+func (j *Journal) connect() error {
+	options := []nats.Option{
+		nats.Name("polku"),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(100 * time.Millisecond),
+		nats.Timeout(requestTimeout),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			j.config.Log.Debug("connection to the log", "error", err)
+		}),
+	}
+	url := j.config.URL
+	if url == "" {
+		var err error
+		if j.embedded, err = openEmbedded(j.config.Dir, j.config.Log); err != nil {
+			return err
+		}
+		options = append(options, nats.InProcessServer(j.embedded))
+	} else {
+		if j.config.Credentials != "" {
+			options = append(options, nats.UserCredentials(j.config.Credentials))
+		}
+		options = append(options,
+			nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+				j.config.Log.Warn("lost the connection to NATS", "error", err)
+			}),
+			nats.ReconnectHandler(func(c *nats.Conn) {
+				j.config.Log.Info("connected to NATS again", "server", c.ConnectedUrlRedacted())
+			}))
+	}
+	var err error
+	if j.conn, err = nats.Connect(url, options...); err != nil {
+		if j.embedded != nil {
+			return errors.Join(fmt.Errorf("connect to the embedded log: %w", err), j.embedded.close())
+		}
+		return fmt.Errorf("connect to NATS at %s: %w: set --nats-url to servers that run", url, err)
+	}
+	if j.js, err = jetstream.New(j.conn,
+		jetstream.WithPublishAsyncTimeout(storeTimeout), jetstream.WithDefaultTimeout(requestTimeout)); err != nil {
+		return fmt.Errorf("use JetStream: %w", err)
+	}
+	return nil
+}
+
+// prepare creates the streams or brings them to the present configuration.
+func (j *Journal) prepare(ctx context.Context) error {
+	events, err := j.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+		Name:        streamEvents,
+		Description: "Events between their acknowledgment and their delivery",
+		Subjects:    []string{subjectEvents},
+		Storage:     jetstream.FileStorage,
+		Retention:   jetstream.LimitsPolicy,
+		Discard:     jetstream.DiscardNew, // never what is acknowledged
+		MaxBytes:    j.config.MaxBytes,
+		Replicas:    j.config.Replicas,
+		Duplicates:  duplicatesWindow,
+		AllowDirect: true,
+	})
+	if err != nil {
+		return fmt.Errorf("create the stream %s: %w", streamEvents, err)
+	}
+	_, err = j.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+		Name:        streamDeadLetter,
+		Description: "Events that a destination refused for good",
+		Subjects:    []string{subjectDead + "*"},
+		Storage:     jetstream.FileStorage,
+		Discard:     jetstream.DiscardOld,
+		MaxBytes:    deadLetterBytes,
+		Replicas:    j.config.Replicas,
+		AllowDirect: true,
+	})
+	if err != nil {
+		return fmt.Errorf("create the stream %s: %w", streamDeadLetter, err)
+	}
+	cursors, err := j.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
+		Bucket:      bucketCursors,
+		Description: "The last message that each route has passed",
+		Storage:     jetstream.FileStorage,
+		Replicas:    j.config.Replicas,
+	})
+	if err != nil {
+		return fmt.Errorf("create the bucket %s: %w", bucketCursors, err)
+	}
+	if j.events == nil { // the handles are names, good for ever
+		j.events, j.cursors = events, cursors
+	}
+	return nil
+}
+
+// MaxBody is the largest body that Append takes, bytes.
+func (j *Journal) MaxBody() int {
+	return min(maxBody, int(j.conn.MaxPayload())-messageOverhead)
+}
+
+// Receipt stands for a body on its way into the log.
+type Receipt struct {
+	journal *Journal
+	future  jetstream.PubAckFuture
+	started time.Time
+	size    int64
+}
+
+// Append sends a body, the encoding of a polku.v1.IngestBatch, on its way into
+// the log. It first waits while the log can take nothing, so that appends of one
+// goroutine are stored in their order. Two bodies with one id within
+// duplicatesWindow are stored once.
+//
+// The caller must wait for the Receipt, and must leave the body alone until
+// then.
+func (j *Journal) Append(ctx context.Context, id string, body []byte) (*Receipt, error) {
+	size := int64(len(body) + messageOverhead)
+	if err := j.admit(ctx, size); err != nil {
+		return nil, err
+	}
+	future, err := j.js.PublishMsgAsync(&nats.Msg{
+		Subject: subjectEvents,
+		Header:  nats.Header{jetstream.MsgIDHeader: []string{id}},
+		Data:    body,
+	}, jetstream.WithRetryAttempts(0)) // whoever sends again keeps the order
+	r := &Receipt{journal: j, future: future, started: time.Now(), size: size}
+	if err != nil {
+		r.settle(err)
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return r, nil
+}
+
+// Wait returns nil when the body is on disk, in the majority of replicas if
+// there are several. After an error it may be or not; the log takes nothing
+// more until it works again.
+func (r *Receipt) Wait() error {
+	select {
+	case <-r.future.Ok():
+		r.settle(nil)
+		return nil
+	case err := <-r.future.Err():
+		r.settle(err)
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+}
+
+func (r *Receipt) settle(err error) {
+	j := r.journal
+	j.mu.Lock()
+	j.usage.settled += r.size
+	if err != nil && j.failure == nil {
+		j.failure = err
+	}
+	j.mu.Unlock()
+	if err != nil {
+		j.metrics.failures.Inc()
+		return
+	}
+	j.metrics.seconds.Observe(time.Since(r.started).Seconds())
+}
+
+// admit returns when there is room for size bytes, and counts them as sent.
+func (j *Journal) admit(ctx context.Context, size int64) error {
+	for {
+		j.mu.Lock()
+		reason, changed := j.obstacle(size), j.changed
+		if reason == nil {
+			j.usage.sent += size
+		}
+		j.mu.Unlock()
+		if reason == nil {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("%w (%w)", reason, ctx.Err())
+		}
+	}
+}
+
+// obstacle says why size bytes cannot be stored now. The caller holds mu.
+func (j *Journal) obstacle(size int64) error {
+	u := j.usage
+	switch {
+	case errors.Is(j.failure, ErrDiskFull):
+		return ErrDiskFull
+	case errors.Is(j.failure, ErrUnavailable):
+		return j.failure
+	case j.failure != nil:
+		return fmt.Errorf("%w: %w", ErrUnavailable, j.failure)
+	case u.logBytes+u.unsettled()+size > j.config.MaxBytes:
+		return ErrLogFull
+	case u.diskFree >= 0 && u.diskFree-u.unsettled()-size < j.config.DiskReserve:
+		return ErrDiskFull
+	}
+	return nil
+}
+
+// Blocked says why the log takes nothing now; nil when it does.
+func (j *Journal) Blocked() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.obstacle(int64(j.MaxBody()))
+}
+
+// watch keeps the state current and repairs what can be repaired.
+func (j *Journal) watch(ctx context.Context) {
+	tick := time.NewTicker(refreshEvery)
+	defer tick.Stop()
+	var told error
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := j.repair(ctx)
+		if err == nil {
+			err = j.refresh(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
+			j.mu.Lock()
+			j.failure = err
+			j.mu.Unlock()
+		}
+		told = j.tell(told)
+	}
+}
+
+// tell logs when the log begins or ends to take events.
+func (j *Journal) tell(told error) error {
+	blocked := j.Blocked()
+	j.metrics.setBlocked(blocked)
+	switch {
+	case blocked == nil && told != nil:
+		j.config.Log.Info("the log takes events again")
+	case blocked != nil && (told == nil || cause(told) != cause(blocked)):
+		j.config.Log.Warn("the log takes no events: acknowledgments are withheld", "reason", blocked)
+	}
+	return blocked
+}
+
+// cause is which of the three obstacles an error is.
+func cause(err error) error {
+	for _, c := range []error{ErrLogFull, ErrDiskFull} {
+		if errors.Is(err, c) {
+			return c
+		}
+	}
+	return ErrUnavailable
+}
+
+// repair brings the log back after a failure.
+func (j *Journal) repair(ctx context.Context) error {
+	j.mu.Lock()
+	failure := j.failure
+	j.mu.Unlock()
+	if failure == nil && (j.embedded == nil || j.embedded.works()) {
+		return nil
+	}
+	// Another gateway may have filled the log of a cluster: nothing is broken.
+	if failure != nil && j.embedded != nil && !isFull(failure) {
+		if free, err := j.embedded.free(); err != nil || free < j.config.DiskReserve {
+			return ErrDiskFull
+		}
+		j.config.Log.Warn("start the embedded log again", "reason", failure)
+		if err := j.embedded.restart(); err != nil {
+			return err
+		}
+		j.metrics.restarts.Inc()
+		if err := j.reconnected(ctx); err != nil {
+			return err
+		}
+	}
+	if err := j.prepare(ctx); err != nil {
+		return err
+	}
+	j.mu.Lock()
+	j.failure = nil
+	j.mu.Unlock()
+	return nil
+}
+
+func (j *Journal) reconnected(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	if err := j.conn.FlushWithContext(ctx); err != nil {
+		return fmt.Errorf("connect to the embedded log again: %w", err)
+	}
+	return nil
+}
+
+func isFull(err error) bool {
+	return strings.Contains(err.Error(), "maximum bytes exceeded")
+}
+
+// refresh reads how full the log is and lets those go on who wait for room.
+func (j *Journal) refresh(ctx context.Context) error {
+	j.mu.Lock()
+	settled := j.usage.settled
+	j.mu.Unlock()
+	info, err := j.events.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	free := int64(-1)
+	if j.embedded != nil {
+		if free, err = j.embedded.free(); err != nil {
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.usage.logBytes, j.usage.diskFree, j.usage.settledAt = int64(info.State.Bytes), free, settled
+	close(j.changed)
+	j.changed = make(chan struct{})
+	j.metrics.state(info.State, free)
+	return nil
+}
+
+// State is how full the log is and what it holds.
+type State struct {
+	Messages      uint64
+	Bytes         uint64
+	MaxBytes      int64
+	FirstSequence uint64
+	LastSequence  uint64
+	FirstTime     time.Time // zero when the log is empty
+	LastTime      time.Time
+	DiskFree      int64 // bytes; -1 for an external cluster
+	DeadLetters   uint64
+	Blocked       error // why it takes nothing now; nil when it does
+}
+
+// State asks the server.
+func (j *Journal) State(ctx context.Context) (State, error) {
+	info, err := j.events.Info(ctx)
+	if err != nil {
+		return State{}, fmt.Errorf("read the state of the log: %w", err)
+	}
+	s := info.State
+	state := State{
+		Messages: s.Msgs, Bytes: s.Bytes, MaxBytes: j.config.MaxBytes,
+		FirstSequence: s.FirstSeq, LastSequence: s.LastSeq,
+		DiskFree: -1, Blocked: j.Blocked(),
+	}
+	if s.Msgs > 0 {
+		state.FirstTime, state.LastTime = s.FirstTime, s.LastTime
+	}
+	if j.embedded != nil {
+		if state.DiskFree, err = j.embedded.free(); err != nil {
+			return State{}, err
+		}
+	}
+	dead, err := j.js.Stream(ctx, streamDeadLetter)
+	if err != nil {
+		return State{}, fmt.Errorf("read the state of the dead letters: %w", err)
+	}
+	state.DeadLetters = dead.CachedInfo().State.Msgs
+	return state, nil
+}
+
+// Close closes the log. Appends that still wait for their receipts fail.
+func (j *Journal) Close() error {
+	if j.stop != nil {
+		j.stop()
+		j.stopped.Wait()
+	}
+	j.conn.Close()
+	if j.embedded != nil {
+		return j.embedded.close()
+	}
+	return nil
+}

@@ -1,0 +1,209 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"google.golang.org/protobuf/proto"
+
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
+	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
+	"github.com/yairfalse/tapio/shared/event"
+)
+
+const (
+	// readAhead is how many bytes of messages wait in a reader.
+	readAhead = 2 << 20
+	// reopenAfter is the pause before a reader that lost the log tries again.
+	reopenAfter = 200 * time.Millisecond
+	// idleReader is when the server forgets a reader that has gone.
+	idleReader = time.Minute
+)
+
+// Entry is one message of the log.
+type Entry struct {
+	Sequence uint64
+	Time     time.Time // when it was stored
+	Body     []byte
+}
+
+// Events decodes an entry. Each event is complete: the batch's source and
+// cluster stand in it where it had none of its own.
+func (e Entry) Events() ([]*eventv1.Event, error) {
+	var batch polkuv1.IngestBatch
+	if err := proto.Unmarshal(e.Body, &batch); err != nil {
+		return nil, fmt.Errorf("decode message %d of the log: %w", e.Sequence, err)
+	}
+	events := batch.GetEvents().GetEvents()
+	for _, ev := range events {
+		if ev.GetSource() == "" {
+			ev.Source = batch.GetSource()
+		}
+		if batch.GetCluster() != "" && ev.GetMetadata()[event.K8sClusterName] == "" {
+			if ev.Metadata == nil {
+				ev.Metadata = make(map[string]string, 1)
+			}
+			ev.Metadata[event.K8sClusterName] = batch.GetCluster()
+		}
+	}
+	return events, nil
+}
+
+// Reader reads entries in the order of the log, over restarts of the server. It
+// is for one goroutine.
+type Reader struct {
+	journal  *Journal
+	start    jetstream.OrderedConsumerConfig
+	next     uint64 // sequence; 0 until the first entry of a start by time
+	messages jetstream.MessagesContext
+}
+
+// ReadFrom returns a reader that begins with the entry of a sequence, or with
+// the first that is held after it.
+func (j *Journal) ReadFrom(sequence uint64) *Reader {
+	return &Reader{journal: j, next: max(sequence, 1)}
+}
+
+// ReadSince returns a reader that begins with the first entry that was stored at
+// a time or later.
+func (j *Journal) ReadSince(t time.Time) *Reader {
+	return &Reader{journal: j, start: jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &t,
+	}}
+}
+
+// ReadNew returns a reader that begins with the next entry that is stored.
+func (j *Journal) ReadNew(ctx context.Context) (*Reader, error) {
+	info, err := j.events.Info(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the end of the log: %w", err)
+	}
+	return j.ReadFrom(info.State.LastSeq + 1), nil
+}
+
+// Next returns the next entry as soon as there is one. It fails only when ctx
+// ends: while the log cannot be read, it waits.
+func (r *Reader) Next(ctx context.Context) (Entry, error) {
+	for {
+		entry, err := r.take(ctx)
+		if err == nil {
+			return entry, nil
+		}
+		r.Close()
+		if ctx.Err() != nil {
+			return Entry{}, ctx.Err()
+		}
+		r.journal.config.Log.Debug("read the log again", "next", r.next, "error", err)
+		select {
+		case <-ctx.Done():
+			return Entry{}, ctx.Err()
+		case <-time.After(reopenAfter):
+		}
+	}
+}
+
+func (r *Reader) take(ctx context.Context) (Entry, error) {
+	if r.messages == nil {
+		if err := r.open(ctx); err != nil {
+			return Entry{}, err
+		}
+	}
+	for {
+		msg, err := r.messages.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return Entry{}, err
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return Entry{}, err
+		}
+		if meta.Sequence.Stream < r.next {
+			continue
+		}
+		r.next = meta.Sequence.Stream + 1
+		return Entry{Sequence: meta.Sequence.Stream, Time: meta.Timestamp, Body: msg.Data()}, nil
+	}
+}
+
+func (r *Reader) open(ctx context.Context) error {
+	config := r.start
+	if r.next > 0 {
+		config = jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: r.next}
+	}
+	config.InactiveThreshold = idleReader
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	consumer, err := r.journal.js.OrderedConsumer(ctx, streamEvents, config)
+	if err != nil {
+		return err
+	}
+	r.messages, err = consumer.Messages(jetstream.PullMaxBytes(readAhead))
+	return err
+}
+
+// Close lets go of the server's side of the reader. Next opens it again.
+func (r *Reader) Close() {
+	if r.messages != nil {
+		r.messages.Stop()
+		r.messages = nil
+	}
+}
+
+// Recent calls visit with the newest entries that have about the given number
+// of bytes together, in their order.
+func (j *Journal) Recent(ctx context.Context, bytes uint64, visit func(Entry) error) error {
+	info, err := j.events.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("read the end of the log: %w", err)
+	}
+	s := info.State
+	if s.Msgs == 0 {
+		return nil
+	}
+	from := s.FirstSeq
+	if s.Bytes > bytes {
+		from = s.LastSeq - min(bytes/(s.Bytes/s.Msgs), s.LastSeq-s.FirstSeq)
+	}
+	r := j.ReadFrom(from)
+	defer r.Close()
+	for {
+		entry, err := r.Next(ctx)
+		if err != nil {
+			return fmt.Errorf("read the end of the log: %w", err)
+		}
+		if err := visit(entry); err != nil {
+			return err
+		}
+		if entry.Sequence >= s.LastSeq {
+			return nil
+		}
+	}
+}
+
+// Cursor returns the sequence of the last entry that a route has passed; 0 for
+// a route that is new.
+func (j *Journal) Cursor(ctx context.Context, route string) (uint64, error) {
+	entry, err := j.cursors.Get(ctx, route)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read the cursor of route %s: %w", route, err)
+	}
+	var sequence uint64
+	if _, err := fmt.Sscan(string(entry.Value()), &sequence); err != nil {
+		return 0, fmt.Errorf("read the cursor of route %s, which is %.40q: %w", route, entry.Value(), err)
+	}
+	return sequence, nil
+}
+
+// SetCursor stores what Cursor returns.
+func (j *Journal) SetCursor(ctx context.Context, route string, sequence uint64) error {
+	if _, err := j.cursors.PutString(ctx, route, fmt.Sprint(sequence)); err != nil {
+		return fmt.Errorf("write the cursor of route %s: %w", route, err)
+	}
+	return nil
+}

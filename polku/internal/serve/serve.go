@@ -1,0 +1,233 @@
+// Package serve runs the gateway: the log, the service that fills it, the routes
+// that empty it, and what operators ask.
+package serve
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+
+	operatorv1 "github.com/yairfalse/tapio/proto/polku/operator/v1"
+	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
+	"github.com/yairfalse/tapio/polku/internal/gateway"
+	"github.com/yairfalse/tapio/polku/internal/journal"
+	"github.com/yairfalse/tapio/polku/internal/operator"
+	"github.com/yairfalse/tapio/polku/internal/route"
+	"github.com/yairfalse/tapio/shared/certs"
+	"github.com/yairfalse/tapio/shared/rpc"
+	"github.com/yairfalse/tapio/shared/telemetry"
+)
+
+const (
+	// stopWithin is how long running calls and scrapes have when a stop is asked
+	// for. Kubernetes kills after 30 s.
+	stopWithin = 8 * time.Second
+	// window is how much a stream may send before it is read: little, because
+	// there are many streams and a full log reads none. Batches that are larger
+	// widen it while they are read.
+	window = 64 << 10
+	// memoryLimit makes the garbage collector work harder near it. What the
+	// gateway holds is bounded to less.
+	memoryLimit = 110 << 20
+)
+
+// Config says how to run.
+type Config struct {
+	Listen         string // HOST:PORT of polku.v1.Gateway
+	OperatorListen string // HOST:PORT of the operator's service, on loopback
+	HTTPListen     string // HOST:PORT of health and metrics; empty for none
+	TLS            certs.Files
+	MaxMessage     int // bytes
+	MaxConnections int
+	RateLimit      float64 // events a second and source; 0 for any
+
+	Journal journal.Config // without Registry and Log
+	// Routes makes the destinations by the names of their routes.
+	Routes func(registry prometheus.Registerer, log *slog.Logger) (map[string]route.Destination, error)
+
+	Version string
+	Log     *slog.Logger
+	// Ready is called with the addresses when calls are taken. It may be nil.
+	Ready func(Addresses)
+}
+
+// Addresses are where a running gateway listens.
+type Addresses struct {
+	Gateway, Operator net.Addr
+	HTTP              net.Addr // nil for none
+}
+
+// Run runs the gateway until ctx ends.
+func Run(ctx context.Context, config Config) error {
+	debug.SetMemoryLimit(memoryLimit)
+	registry := prometheus.NewRegistry()
+	s := &service{config: config, registry: registry, log: config.Log, started: time.Now()}
+	return s.run(ctx)
+}
+
+// service is one run.
+type service struct {
+	config   Config
+	registry *prometheus.Registry
+	log      *slog.Logger
+	started  time.Time
+
+	journal  *journal.Journal
+	gateway  *gateway.Gateway
+	routes   *route.Runner
+	ingest   *rpc.Server
+	operator *rpc.Server
+	http     *telemetry.Server
+}
+
+func (s *service) run(ctx context.Context) (err error) {
+	// The addresses first: a mistake in them is found before a log is made.
+	if err := s.listen(ctx); err != nil {
+		return err
+	}
+	c := s.config.Journal
+	c.Registry, c.Log = s.registry, s.log
+	if s.journal, err = journal.Open(ctx, c); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.journal.Close()) }()
+	if err := s.assemble(ctx); err != nil {
+		return err
+	}
+	return s.serve(ctx)
+}
+
+func (s *service) listen(ctx context.Context) (err error) {
+	config := rpc.Config{
+		Name: "gateway", Address: s.config.Listen, Flag: "listen",
+		MaxMessage: s.config.MaxMessage, MaxConnections: s.config.MaxConnections,
+		Window: window, StopTimeout: stopWithin, Registry: s.registry, Log: s.log,
+		Options: []grpc.ServerOption{grpc.ForceServerCodecV2(gateway.NewCodec())},
+	}
+	if !s.config.TLS.Empty() {
+		if config.TLS, err = s.config.TLS.Server(); err != nil {
+			return fmt.Errorf("prepare TLS of --listen: %w", err)
+		}
+	}
+	if s.ingest, err = rpc.NewServer(config); err != nil {
+		return err
+	}
+	if err := s.ingest.Listen(ctx); err != nil {
+		return err
+	}
+	s.operator, err = rpc.NewServer(rpc.Config{
+		Name: "operator", Address: s.config.OperatorListen, Flag: "operator-listen",
+		MaxConnections: 16, Window: window, StopTimeout: stopWithin, Registry: s.registry, Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.operator.Listen(ctx); err != nil {
+		return err
+	}
+	if s.config.HTTPListen == "" {
+		return nil
+	}
+	s.http, err = telemetry.NewServer(telemetry.Config{
+		Address: s.config.HTTPListen, Flag: "http-listen", Registry: s.registry, StopTimeout: stopWithin / 8, Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	return s.http.Listen(ctx)
+}
+
+func (s *service) assemble(ctx context.Context) error {
+	destinations, err := s.config.Routes(s.registry, s.log)
+	if err != nil {
+		return err
+	}
+	s.routes, err = route.New(route.Config{Journal: s.journal, Destinations: destinations, Registry: s.registry, Log: s.log})
+	if err != nil {
+		return err
+	}
+	s.gateway, err = gateway.New(ctx, gateway.Config{
+		Journal: s.journal, RateLimit: s.config.RateLimit, Registry: s.registry, Log: s.log, Components: s.components,
+	})
+	if err != nil {
+		return err
+	}
+	polkuv1.RegisterGatewayServer(s.ingest, s.gateway)
+	operatorv1.RegisterOperatorServiceServer(s.operator, &operator.Operator{
+		Journal: s.journal, Routes: s.routes, Version: s.config.Version, Started: s.started,
+		Streams: s.gateway.Streams, Stopping: ctx.Done(),
+	})
+	if s.http != nil {
+		s.http.ReadyWhen("log", s.journal.Blocked)
+	}
+	return nil
+}
+
+// components tells how the routes are, for Gateway.Health. A route that hangs
+// makes the gateway no less able to take events.
+func (s *service) components(context.Context) map[string]*polkuv1.ComponentHealth {
+	parts := make(map[string]*polkuv1.ComponentHealth)
+	for _, r := range s.routes.Status() {
+		part := &polkuv1.ComponentHealth{Healthy: true, Message: fmt.Sprintf("delivered up to message %d", r.Cursor)}
+		if r.Failure != nil {
+			part = &polkuv1.ComponentHealth{Message: r.Failure.Error()}
+		}
+		parts["route/"+r.Name] = part
+	}
+	return parts
+}
+
+// serve runs all parts until ctx ends or one of them fails. Sources are sent
+// away first, then the routes stop where they are.
+func (s *service) serve(ctx context.Context) error {
+	ctx, fail := context.WithCancel(ctx)
+	defer fail()
+	routing, stopRouting := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopRouting()
+
+	var parts []chan error
+	start := func(run func() error) {
+		done := make(chan error, 1)
+		parts = append(parts, done)
+		go func() {
+			defer fail()
+			done <- run()
+		}()
+	}
+	start(func() error { return s.ingest.Serve(ctx) })
+	start(func() error { return s.operator.Serve(ctx) })
+	if s.http != nil {
+		start(func() error { return s.http.Serve(ctx) })
+	}
+	routed := make(chan error, 1)
+	go func() { routed <- s.routes.Run(routing) }()
+
+	s.ready()
+	<-ctx.Done()
+	s.log.Info("stopping")
+	s.gateway.Stop()
+	var errs []error
+	for _, done := range parts {
+		errs = append(errs, <-done)
+	}
+	stopRouting()
+	return errors.Join(append(errs, <-routed)...)
+}
+
+func (s *service) ready() {
+	addresses := Addresses{Gateway: s.ingest.Addr(), Operator: s.operator.Addr()}
+	if s.http != nil {
+		addresses.HTTP = s.http.Addr()
+	}
+	s.log.Info("taking events", "address", addresses.Gateway.String(), "operator", addresses.Operator.String(), "http", s.config.HTTPListen)
+	if s.config.Ready != nil {
+		s.config.Ready(addresses)
+	}
+}
