@@ -1,0 +1,364 @@
+// Package brain keeps the engine: it restores it after a restart, stores what it
+// finds and learns, and lets it and the store forget.
+package brain
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/yairfalse/tapio/ahti/internal/store"
+	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
+	"github.com/yairfalse/tapio/shared/causality"
+)
+
+const (
+	// refreshEvery is how old the stored incidents may be while events come in.
+	refreshEvery = 2 * time.Second
+	// idleEvery is how often they are looked at when none do: incidents end by
+	// the clock.
+	idleEvery = 15 * time.Second
+	// learnEvery is how often the engine learns and forgets.
+	learnEvery = 3 * time.Minute
+	// retainEvery is how often old data are deleted.
+	retainEvery = time.Minute
+	// shareAtOnce is what part of the events goes at a time when there are too
+	// many bytes.
+	shareAtOnce = 0.02
+	// slack is how much longer than its window the engine remembers: what began
+	// within the window may go back behind it.
+	slack = time.Hour
+)
+
+// lessons is the name of the state that holds them.
+const lessons = "lessons"
+
+// Config says what to keep.
+type Config struct {
+	Store  *store.Store
+	Engine *causality.Engine
+	// Applied counts the events that the engine has seen.
+	Applied func() uint64
+	// Retention is how long events are kept; 0 is for ever.
+	Retention time.Duration
+	// MaxBytes is how large the store may get; 0 is without limit.
+	MaxBytes int64
+	Log      *slog.Logger
+}
+
+// Brain keeps an engine.
+type Brain struct {
+	config Config
+
+	mu     sync.Mutex        // of a refresh
+	hashes map[string]uint64 // of incidents as they are stored
+	seen   uint64            // what Applied said at the last refresh
+	at     time.Time         // of the last refresh
+	open   int
+}
+
+// New returns a Brain.
+func New(config Config) *Brain { return &Brain{config: config, hashes: map[string]uint64{}} }
+
+// Restore gives an engine that is empty what is stored: lessons, facts, the
+// events that matter, and everything from behind the last checkpoint.
+func Restore(ctx context.Context, s *store.Store, engine *causality.Engine, now time.Time) error {
+	taught, err := s.State(ctx, lessons)
+	if err != nil {
+		return err
+	}
+	if taught != nil {
+		var l causality.Lessons
+		if err := l.UnmarshalBinary(taught); err != nil {
+			return fmt.Errorf("decode the lessons: %w", err)
+		}
+		engine.Teach(l)
+	}
+	if err := observe(ctx, s, engine); err != nil {
+		return err
+	}
+	through, err := s.Applied(ctx)
+	if err != nil {
+		return err
+	}
+	if err := applyRelevant(engine, func(each func(*store.Record) error) error {
+		return s.Relevant(ctx, now.Add(-engine.Window()-slack), through, each)
+	}); err != nil {
+		return err
+	}
+	err = s.After(ctx, through, func(r *store.Record) error {
+		delta := engine.Apply(r.Event)
+		s.Note(r, delta.Entities, delta.Relationships)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return s.Checkpoint(ctx)
+}
+
+func observe(ctx context.Context, s *store.Store, engine *causality.Engine) error {
+	return s.Facts(ctx, func(f store.Fact) {
+		if f.Entity != nil {
+			engine.Observe(time.Unix(0, f.At), []*ahtiv1.Entity{f.Entity}, nil)
+		} else {
+			engine.Observe(time.Unix(0, f.At), nil, []*ahtiv1.Relationship{f.Relationship})
+		}
+	})
+}
+
+// applyRelevant decodes on all processors what one reads; the engine does not
+// care for the order.
+func applyRelevant(engine *causality.Engine, read func(each func(*store.Record) error) error) error {
+	const many = 256 // handed over at a time
+	work := make(chan [][]byte, 2*runtime.GOMAXPROCS(0))
+	failed := make(chan error, runtime.GOMAXPROCS(0))
+	var workers sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		workers.Go(func() {
+			var err error
+			for bodies := range work {
+				for _, body := range bodies {
+					e := &ahtiv1.AhtiEvent{}
+					if err == nil {
+						err = proto.Unmarshal(body, e)
+					}
+					if err == nil {
+						engine.Apply(e)
+					}
+				}
+			}
+			failed <- err
+		})
+	}
+	var bodies [][]byte
+	err := read(func(r *store.Record) error {
+		if bodies = append(bodies, r.Body); len(bodies) == many {
+			work <- bodies
+			bodies = nil
+		}
+		return nil
+	})
+	work <- bodies
+	close(work)
+	workers.Wait()
+	close(failed)
+	for e := range failed {
+		if e != nil {
+			err = cmp.Or(err, fmt.Errorf("decode an event: %w", e))
+		}
+	}
+	return err
+}
+
+// Past returns an engine that knows the time around at, for questions about what
+// the running one has forgotten.
+func (b *Brain) Past(ctx context.Context, at time.Time) (*causality.Engine, error) {
+	engine, err := causality.New(causality.Options{Window: b.config.Engine.Window()})
+	if err != nil {
+		return nil, err
+	}
+	engine.Teach(b.config.Engine.Lessons())
+	if err := observe(ctx, b.config.Store, engine); err != nil {
+		return nil, err
+	}
+	err = applyRelevant(engine, func(each func(*store.Record) error) error {
+		return b.config.Store.RelevantBetween(ctx, at.Add(-engine.Window()), at.Add(slack), each)
+	})
+	return engine, err
+}
+
+// Remembers says whether the running engine knows everything from a time on.
+func (b *Brain) Remembers(from, now time.Time) bool {
+	return !from.Before(now.Add(-b.config.Engine.Window()))
+}
+
+// Run does the housekeeping until ctx is done.
+func (b *Brain) Run(ctx context.Context) error {
+	refresh, learn, retain := time.NewTicker(refreshEvery), time.NewTicker(learnEvery), time.NewTicker(retainEvery)
+	defer refresh.Stop()
+	defer learn.Stop()
+	defer retain.Stop()
+	var retention sync.WaitGroup
+	defer retention.Wait()
+	retaining := make(chan struct{}, 1)
+	for {
+		var err error
+		select {
+		case now := <-refresh.C:
+			err = b.refresh(ctx, now)
+		case now := <-learn.C:
+			err = b.learn(ctx, now)
+		case now := <-retain.C:
+			// Beside the rest: a large store is deleted for minutes.
+			select {
+			case retaining <- struct{}{}:
+				retention.Go(func() {
+					if err := b.retain(ctx, now); err != nil && ctx.Err() == nil {
+						b.config.Log.Warn("old data were not deleted", "error", err)
+					}
+					<-retaining
+				})
+			default:
+			}
+		case <-ctx.Done():
+			end := context.WithoutCancel(ctx)
+			if err := b.learn(end, time.Now()); err != nil {
+				return err
+			}
+			return b.Refresh(end, time.Now())
+		}
+		if err != nil && ctx.Err() == nil {
+			b.config.Log.Warn("housekeeping failed; it will be tried again", "error", err)
+		}
+	}
+}
+
+// refresh updates the stored incidents when something may have changed.
+func (b *Brain) refresh(ctx context.Context, now time.Time) error {
+	b.mu.Lock()
+	due := b.config.Applied() != b.seen || now.Sub(b.at) >= idleEvery
+	b.mu.Unlock()
+	if !due {
+		return nil
+	}
+	return b.Refresh(ctx, now)
+}
+
+// Refresh stores the incidents as the engine sees them.
+func (b *Brain) Refresh(ctx context.Context, now time.Time) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	seen := b.config.Applied()
+	current := b.config.Engine.Incidents(now)
+
+	hashes := make(map[string]uint64, len(current))
+	inside := make(map[string]bool) // events that are symptoms of some incident
+	var changed []*ahtiv1.Incident
+	open := 0
+	for _, i := range current {
+		body, err := proto.MarshalOptions{Deterministic: true}.Marshal(i)
+		if err != nil {
+			return fmt.Errorf("encode incident %s: %w", i.GetId(), err)
+		}
+		hashes[i.GetId()] = xxhash.Sum64(body)
+		if b.hashes[i.GetId()] != hashes[i.GetId()] {
+			changed = append(changed, i)
+		}
+		if i.GetState() == ahtiv1.IncidentState_INCIDENT_STATE_OPEN {
+			open++
+		}
+		for _, s := range i.GetSymptoms() {
+			for _, id := range s.GetEventIds() {
+				inside[id] = true
+			}
+		}
+	}
+	// What the engine tells no longer is part of another incident now, or too
+	// old for it and over.
+	var removed []string
+	gone := func(i *ahtiv1.Incident) {
+		if slices.ContainsFunc(i.GetSymptoms(), func(s *ahtiv1.Symptom) bool {
+			return slices.ContainsFunc(s.GetEventIds(), func(id string) bool { return inside[id] })
+		}) {
+			removed = append(removed, i.GetId())
+		} else if i.GetState() != ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED {
+			i.State = ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED
+			changed = append(changed, i)
+		}
+	}
+	filter := store.IncidentFilter{State: ahtiv1.IncidentState_INCIDENT_STATE_OPEN}
+	if err := b.config.Store.Incidents(ctx, filter, func(i *ahtiv1.Incident) bool {
+		if _, told := hashes[i.GetId()]; !told {
+			gone(i)
+		}
+		return true
+	}); err != nil {
+		return err
+	}
+	for id := range b.hashes {
+		if _, told := hashes[id]; told {
+			continue
+		}
+		// Those that are not open were not found above.
+		if i, err := b.config.Store.Incident(ctx, id); err == nil && i.GetState() == ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED {
+			gone(i)
+		}
+	}
+	if err := b.config.Store.SaveIncidents(ctx, changed, removed); err != nil {
+		return err
+	}
+	b.hashes, b.seen, b.at, b.open = hashes, seen, now, open
+	return nil
+}
+
+// Fresh refreshes the stored incidents unless that was done lately.
+func (b *Brain) Fresh(ctx context.Context, now time.Time) error {
+	b.mu.Lock()
+	stale := b.config.Applied() != b.seen && now.Sub(b.at) >= refreshEvery/2 || b.at.IsZero()
+	b.mu.Unlock()
+	if !stale {
+		return nil
+	}
+	return b.Refresh(ctx, now)
+}
+
+// Open is how many incidents were open at the last refresh.
+func (b *Brain) Open() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.open
+}
+
+func (b *Brain) learn(ctx context.Context, now time.Time) error {
+	learned := b.config.Engine.Learn(now)
+	b.config.Engine.Forget(now.Add(-b.config.Engine.Window() - slack))
+	if !learned {
+		return nil
+	}
+	body, err := b.config.Engine.Lessons().MarshalBinary()
+	if err != nil {
+		return fmt.Errorf("encode the lessons: %w", err)
+	}
+	return b.config.Store.SetState(ctx, lessons, body)
+}
+
+// retain deletes what is too old, and the oldest while there is too much.
+func (b *Brain) retain(ctx context.Context, now time.Time) error {
+	var deleted int64
+	if b.config.Retention > 0 {
+		n, err := b.config.Store.DeleteBefore(ctx, now.Add(-b.config.Retention))
+		if deleted += n; err != nil {
+			return err
+		}
+	}
+	for b.config.MaxBytes > 0 {
+		size, err := b.config.Store.Size(ctx)
+		if err != nil {
+			return err
+		}
+		if size <= b.config.MaxBytes {
+			break
+		}
+		n, err := b.config.Store.DeleteShare(ctx, shareAtOnce)
+		if deleted += n; err != nil {
+			return err
+		}
+		if n == 0 {
+			b.config.Log.Warn("the store is larger than --max-bytes without any event; raise it", "bytes", size)
+			break
+		}
+	}
+	if deleted > 0 {
+		b.config.Log.Info("old events deleted", "events", deleted)
+	}
+	return nil
+}
