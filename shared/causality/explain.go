@@ -31,6 +31,8 @@ const (
 	gapFit = 0.7
 	// consequence is how soon the cluster acts on a change of an owner.
 	consequence = 10 * time.Minute
+	// maxChanges is how many changes of one thing are looked at.
+	maxChanges = 64
 	// maxCandidates is how many causes of a symptom are kept.
 	maxCandidates = 8
 )
@@ -141,10 +143,10 @@ func (e *Engine) candidatesAt(x *explanation, r *run, rows []*modeRow, places []
 		x.candidates = append(x.candidates, c)
 	}
 	distance := math.Exp(-fade * p.cost)
-	for _, c := range p.vertex.changes {
+	for _, c := range newestBefore(p.vertex.changes, r.first.at+int64(consequence)) {
 		delay := time.Duration(r.first.at - c.at)
-		if delay < -skew && (!c.gap || delay < -consequence) {
-			break
+		if delay < -skew && !c.gap {
+			continue
 		}
 		if _, there := best[c]; !there && delay <= horizon && delay >= -skew {
 			x.preceded = append(x.preceded, c)
@@ -198,6 +200,13 @@ func (e *Engine) candidatesAt(x *explanation, r *run, rows []*modeRow, places []
 			}})
 		}
 	}
+}
+
+// newestBefore returns the last changes up to a time: an object that changes all
+// the time, as one that elects a leader, has thousands.
+func newestBefore(changes []*change, at int64) []*change {
+	end, _ := slices.BinarySearchFunc(changes, at, func(c *change, at int64) int { return cmp.Compare(c.at, at+1) })
+	return changes[max(0, end-maxChanges):end]
 }
 
 // fits says whether the row looks for such a change at such a place, and which

@@ -302,6 +302,9 @@ func (g *graph) relationship(at int64, cluster string, r *ahtiv1.Relationship) b
 		return v
 	}
 	source, target := end(r.GetSource()), end(r.GetTarget())
+	if source == target {
+		return false // says nothing
+	}
 	t, changed := g.tie(r.GetType(), source, target)
 	if r.GetState() == ahtiv1.EntityState_ENTITY_STATE_DELETED {
 		gone := at

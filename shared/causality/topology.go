@@ -17,7 +17,7 @@ func (e *Engine) Resolve(name, cluster string) []*ahtiv1.EntityReference {
 	defer e.mu.Unlock()
 	var found []*vertex
 	match := func(v *vertex) {
-		if v.key.cluster != cluster && cluster != "" || v.alive == 0 && v.gone == 0 && len(v.ties) == 0 || slices.Contains(found, v) {
+		if v.cluster != cluster && cluster != "" || v.alive == 0 && v.gone == 0 && len(v.ties) == 0 || slices.Contains(found, v) {
 			return
 		}
 		found = append(found, v)

@@ -300,7 +300,7 @@ func (e *Engine) phrase(v *vertex) string {
 	}
 	switch v.kind {
 	case ahtiv1.EntityType_ENTITY_TYPE_CONTAINER:
-		if pod := e.ownerOf(v); pod != nil {
+		if pod := e.ownerOf(v); pod != nil && pod.kind == ahtiv1.EntityType_ENTITY_TYPE_POD {
 			return "container " + short(name) + " of " + e.phrase(pod)
 		}
 		if host, group, ok := strings.Cut(v.id, "/"); ok && group != "" {
