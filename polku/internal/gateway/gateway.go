@@ -18,8 +18,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
-	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
 	"github.com/yairfalse/tapio/polku/internal/journal"
+	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
 	"github.com/yairfalse/tapio/shared/event"
 )
 

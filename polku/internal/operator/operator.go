@@ -14,10 +14,10 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
-	operatorv1 "github.com/yairfalse/tapio/proto/polku/operator/v1"
 	"github.com/yairfalse/tapio/polku/internal/journal"
 	"github.com/yairfalse/tapio/polku/internal/route"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
+	operatorv1 "github.com/yairfalse/tapio/proto/polku/operator/v1"
 )
 
 const (

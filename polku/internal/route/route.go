@@ -10,8 +10,8 @@ import (
 	"sync"
 	"time"
 
-	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	"github.com/yairfalse/tapio/polku/internal/journal"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 )
 
 const (

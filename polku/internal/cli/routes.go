@@ -1,0 +1,104 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/pflag"
+
+	"github.com/yairfalse/tapio/polku/internal/destination/ahti"
+	"github.com/yairfalse/tapio/polku/internal/destination/stdout"
+	"github.com/yairfalse/tapio/polku/internal/destination/webhook"
+	"github.com/yairfalse/tapio/polku/internal/route"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
+	"github.com/yairfalse/tapio/shared/certs"
+)
+
+// Names of the routes. Events name them in route_to, and their cursors are kept
+// by them.
+const (
+	routeAHTI    = "ahti"
+	routeWebhook = "webhook"
+	routeStdout  = "stdout"
+)
+
+const flagOTLP = "otlp"
+
+// routes are the flags that say where events go. A route is there when its flag
+// is set; its name is the flag's.
+type routes struct {
+	ahti    string
+	ahtiTLS certs.Files
+
+	webhook            string
+	webhookSecret      string
+	webhookMinSeverity string
+	webhookTLS         certs.Files
+
+	stdout bool
+}
+
+func (r *routes) flags(f *pflag.FlagSet) {
+	f.StringVar(&r.ahti, "ahti", "", "route ahti: AHTI's address, HOST:PORT or https://HOST:PORT")
+	f.StringVar(&r.ahtiTLS.CA, "ahti-tls-ca", "", "PEM file with the authorities of AHTI's certificate")
+	f.StringVar(&r.ahtiTLS.Cert, "ahti-tls-cert", "", "PEM file with the certificate to show to AHTI")
+	f.StringVar(&r.ahtiTLS.Key, "ahti-tls-key", "", "PEM file with the key of --ahti-tls-cert")
+	f.StringVar(&r.webhook, "webhook", "", "route webhook: URL to post events to")
+	f.StringVar(&r.webhookSecret, "webhook-secret", "", "base64 secret that signs what is posted; better set as POLKU_WEBHOOK_SECRET")
+	f.StringVar(&r.webhookMinSeverity, "webhook-min-severity", "", "least severe event to post: debug, info, warning, error or critical")
+	f.StringVar(&r.webhookTLS.CA, "webhook-tls-ca", "", "PEM file with the authorities of the webhook's certificate; empty for the system's")
+	f.BoolVar(&r.stdout, "stdout", false, "route stdout: print events as JSON, one a line")
+}
+
+func (r *routes) check() error {
+	_, err := severity("webhook-min-severity", r.webhookMinSeverity)
+	return err
+}
+
+// severity reads the name of one; empty is none.
+func severity(flag, name string) (eventv1.Severity, error) {
+	if name == "" {
+		return eventv1.Severity_SEVERITY_UNSPECIFIED, nil
+	}
+	if s, ok := eventv1.Severity_value["SEVERITY_"+strings.ToUpper(name)]; ok && s > 0 {
+		return eventv1.Severity(s), nil
+	}
+	return 0, fmt.Errorf("--%s: %q is none of debug, info, warning, error, critical", flag, name)
+}
+
+// destinations makes what the flags name.
+func (r *routes) destinations(out io.Writer) func(prometheus.Registerer, *slog.Logger) (map[string]route.Destination, error) {
+	return func(registry prometheus.Registerer, log *slog.Logger) (map[string]route.Destination, error) {
+		found := make(map[string]route.Destination)
+		var errs []error
+		add := func(name string, d route.Destination, err error) {
+			if err != nil {
+				errs = append(errs, fmt.Errorf("route %s: %w", name, err))
+				return
+			}
+			found[name] = d
+		}
+		labeled := func(name string) prometheus.Registerer {
+			return prometheus.WrapRegistererWith(prometheus.Labels{"route": name}, registry)
+		}
+		if r.ahti != "" {
+			d, err := ahti.New(ahti.Config{Endpoint: r.ahti, TLS: r.ahtiTLS, Log: log, Registry: labeled(routeAHTI)})
+			add(routeAHTI, d, err)
+		}
+		if r.webhook != "" {
+			least, _ := severity("", r.webhookMinSeverity) // check has seen it
+			d, err := webhook.New(webhook.Config{
+				URL: r.webhook, Secret: r.webhookSecret, MinSeverity: least, TLS: r.webhookTLS, Registry: labeled(routeWebhook),
+			})
+			add(routeWebhook, d, err)
+		}
+		if r.stdout {
+			found[routeStdout] = stdout.New(out)
+		}
+		return found, errors.Join(errs...)
+	}
+}
