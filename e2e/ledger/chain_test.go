@@ -42,6 +42,7 @@ const (
 type chain struct {
 	t        *testing.T
 	settings settings
+	began    time.Time
 	dir      string
 	books    []book
 
@@ -62,7 +63,7 @@ func (c *chain) path(elements ...string) string {
 
 // tell adds a line to the story of the run.
 func (c *chain) tell(format string, values ...any) {
-	line := fmt.Sprintf("%8d acked  ", c.acked()) + fmt.Sprintf(format, values...)
+	line := fmt.Sprintf("%7.1f s  %8d acked  ", time.Since(c.began).Seconds(), c.acked()) + fmt.Sprintf(format, values...)
 	c.story = append(c.story, line)
 	if testing.Verbose() {
 		fmt.Println(line)
@@ -75,7 +76,7 @@ func startChain(t *testing.T, s settings) *chain {
 	dir, err := os.MkdirTemp("", "ledger-")
 	require.NoError(t, err)
 	require.NoError(t, os.Chmod(dir, 0o711)) //nolint:gosec // the database server is another user
-	c := &chain{t: t, settings: s, dir: dir, noticed: map[fault]int{}, stopLooking: make(chan struct{})}
+	c := &chain{t: t, settings: s, began: time.Now(), dir: dir, noticed: map[fault]int{}, stopLooking: make(chan struct{})}
 	begin := time.Now().Truncate(time.Second)
 	for i := range s.sources {
 		c.books = append(c.books, book{

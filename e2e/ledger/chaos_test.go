@@ -93,6 +93,7 @@ func rand500(random *rand.Rand) time.Duration {
 // is on, so that each meets events on their way.
 func (c *chain) play(steps []step) {
 	random := rand.New(rand.NewPCG(c.settings.seed, 2))
+	c.openGate(steps[0].at)
 	for i, s := range steps {
 		next := c.settings.events
 		if i+1 < len(steps) {
@@ -181,6 +182,7 @@ func (c *chain) suffer(s step, flow func(), random *rand.Rand) {
 // and a while longer.
 func (c *chain) full(s step, p *process, d disk, flow, hold func(), noticed func() bool) {
 	p.excuse(true)
+	c.noticed[s.fault] += 0 // it happened
 	require.NoError(c.t, d.fill())
 	flow()
 	deadline := time.Now().Add(c.settings.noticeWithin)

@@ -72,7 +72,6 @@ func readSettings(t *testing.T) settings {
 
 func TestLedger(t *testing.T) {
 	s := readSettings(t)
-	began := time.Now()
 	c := startChain(t, s)
 	steps := plan(s)
 	c.play(steps)
@@ -80,7 +79,7 @@ func TestLedger(t *testing.T) {
 		return !slices.ContainsFunc(c.sources, func(p *process) bool { return !p.finished() })
 	})
 	c.await("polku has delivered everything", c.delivered)
-	took := time.Since(began)
+	took := time.Since(c.began)
 	c.tell("everything is delivered")
 
 	trouble := func(what string, err error) {
@@ -90,12 +89,14 @@ func TestLedger(t *testing.T) {
 	}
 	trouble("what the sources saw", c.judgeJournals())
 	trouble("what AHTI answers", judgeAnswers(t.Context(), c.books))
+	c.tell("everything is read")
 	close(c.stopLooking)
 	for _, p := range c.processes() {
 		p.observe()
 	}
 	trouble("stop", c.polku.stop(syscall.SIGTERM, patience))
 	trouble("stop", c.ahti.stop(syscall.SIGTERM, patience))
+	c.tell("polku and ahti have stopped")
 	if s.postgres {
 		trouble("what the store has", judgeStore(t.Context(), "pgx", c.postgresURL(), c.books))
 		trouble("stop", c.postgres.stop(syscall.SIGINT, patience))
