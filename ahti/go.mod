@@ -9,6 +9,7 @@ require (
 	github.com/prometheus/client_golang v1.25.0
 	github.com/spf13/cobra v1.10.2
 	github.com/spf13/pflag v1.0.10
+	github.com/stretchr/testify v1.12.1
 	github.com/yairfalse/tapio/proto v0.0.0
 	github.com/yairfalse/tapio/shared v0.0.0-00010101000000-000000000000
 	golang.org/x/sync v0.24.0

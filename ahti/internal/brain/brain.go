@@ -29,7 +29,7 @@ const (
 	// learnEvery is how often the engine learns and forgets.
 	learnEvery = 3 * time.Minute
 	// retainEvery is how often old data are deleted.
-	retainEvery = time.Minute
+	retainEvery = 10 * time.Minute
 	// shareAtOnce is what part of the events goes at a time when there are too
 	// many bytes.
 	shareAtOnce = 0.02

@@ -33,8 +33,13 @@ const (
 // Batch is what one request asks to store.
 type Batch struct {
 	Records []*store.Record
-	done    chan struct{}
-	err     error
+	// Release is called as soon as it is known what became of the batch: the
+	// memory of its events is free then, whoever reads the answer. It may be nil.
+	Release func()
+	// Duplicates is how many records were stored already. Read it after Done.
+	Duplicates int64
+	done       chan struct{}
+	err        error
 }
 
 // Done is closed when it is known what became of the batch.
@@ -42,6 +47,22 @@ func (b *Batch) Done() <-chan struct{} { return b.done }
 
 // Err is nil when everything in the batch is stored. Call it after Done.
 func (b *Batch) Err() error { return b.err }
+
+// finish tells what became of the batch. Of its records only the sequences are
+// needed from here on.
+func (b *Batch) finish(err error) {
+	b.err = err
+	for _, r := range b.Records {
+		if r.Sequence == 0 {
+			b.Duplicates++
+		}
+	}
+	b.Records = nil
+	close(b.done)
+	if b.Release != nil {
+		b.Release()
+	}
+}
 
 // ErrStopped is the error of what came too late.
 var ErrStopped = errors.New("ahti is stopping")
@@ -74,17 +95,17 @@ func NewWriter(s *store.Store, engine *causality.Engine, registry prometheus.Reg
 	}, nil
 }
 
-// Submit queues records and returns without waiting for their commit. It waits
+// Submit queues a batch and returns without waiting for its commit. It waits
 // for room in the queue.
-func (w *Writer) Submit(ctx context.Context, records []*store.Record) (*Batch, error) {
-	b := &Batch{Records: records, done: make(chan struct{})}
+func (w *Writer) Submit(ctx context.Context, b *Batch) error {
+	b.done = make(chan struct{})
 	select {
 	case w.queue <- b:
-		return b, nil
+		return nil
 	case <-w.stop:
-		return nil, ErrStopped
+		return ErrStopped
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return context.Cause(ctx)
 	}
 }
 
@@ -159,8 +180,7 @@ func (w *Writer) commit(ctx context.Context, batches []*Batch) {
 		w.metrics.commits.Observe(time.Since(start).Seconds())
 	}
 	for _, b := range batches {
-		b.err = err
-		close(b.done)
+		b.finish(err)
 	}
 	if err != nil {
 		return

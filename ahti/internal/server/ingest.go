@@ -31,7 +31,6 @@ const (
 type unanswered struct {
 	batch    *ingest.Batch
 	response *ahtiv1.IngestResponse
-	bytes    int64
 	err      error // ends the stream
 }
 
@@ -91,12 +90,6 @@ func (s *Service) receive(ctx context.Context, stream grpc.BidiStreamingServer[a
 		select {
 		case queue <- u:
 		case <-ctx.Done():
-			// Nobody answers any more, but the commit may go on: its bytes are
-			// in memory until then.
-			if u.batch != nil {
-				<-u.batch.Done()
-				s.inFlight.Release(u.bytes)
-			}
 			return
 		}
 		if u.err != nil {
@@ -110,10 +103,11 @@ func (s *Service) submit(ctx context.Context, request *ahtiv1.IngestRequest) una
 	if n := len(request.GetEvents()); n > maxEventsAtOnce {
 		return unanswered{err: status.Errorf(codes.InvalidArgument, "the request has %d events: send at most %d at once", n, maxEventsAtOnce)}
 	}
-	u := unanswered{response: &ahtiv1.IngestResponse{}, bytes: min(int64(proto.Size(request)), maxInFlight)}
-	if err := s.inFlight.Acquire(ctx, u.bytes); err != nil {
+	bytes := min(int64(proto.Size(request)), maxInFlight)
+	if err := s.inFlight.Acquire(ctx, bytes); err != nil {
 		return unanswered{err: status.FromContextError(err).Err()}
 	}
+	u := unanswered{response: &ahtiv1.IngestResponse{}}
 	now := time.Now()
 	records := make([]*store.Record, 0, len(request.GetEvents()))
 	for _, e := range request.GetEvents() {
@@ -130,13 +124,12 @@ func (s *Service) submit(ctx context.Context, request *ahtiv1.IngestRequest) una
 		records = append(records, &store.Record{Event: e, Body: body, Relevant: s.config.Engine.Relevant(e)})
 	}
 	if len(records) == 0 {
-		s.inFlight.Release(u.bytes)
-		u.bytes = 0
+		s.inFlight.Release(bytes)
 		return u
 	}
-	batch, err := s.config.Writer.Submit(ctx, records)
-	if err != nil {
-		s.inFlight.Release(u.bytes)
+	batch := &ingest.Batch{Records: records, Release: func() { s.inFlight.Release(bytes) }}
+	if err := s.config.Writer.Submit(ctx, batch); err != nil {
+		s.inFlight.Release(bytes)
 		return unanswered{err: status.Errorf(codes.Unavailable, "%v; send again what was not acknowledged", err)}
 	}
 	u.batch = batch
@@ -150,15 +143,10 @@ func (s *Service) answer(stream grpc.BidiStreamingServer[ahtiv1.IngestRequest, a
 	}
 	if u.batch != nil {
 		<-u.batch.Done()
-		s.inFlight.Release(u.bytes)
 		if err := u.batch.Err(); err != nil {
 			return status.Errorf(codes.Unavailable, "%v; send again what was not acknowledged", err)
 		}
-		for _, r := range u.batch.Records {
-			if r.Sequence == 0 {
-				u.response.Duplicates++
-			}
-		}
+		u.response.Duplicates = u.batch.Duplicates
 	}
 	return stream.Send(u.response)
 }

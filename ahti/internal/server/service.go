@@ -158,9 +158,6 @@ func (s *Service) Why(ctx context.Context, request *ahtiv1.WhyRequest) (*ahtiv1.
 		}
 	}
 	incidents := engine.Why(refs, from, at.Add(after), now)
-	slices.SortStableFunc(incidents, func(a, b *ahtiv1.Incident) int {
-		return cmp.Or(cmp.Compare(b.GetSeverity(), a.GetSeverity()), b.GetLastSeenAt().AsTime().Compare(a.GetLastSeenAt().AsTime()))
-	})
 	response := &ahtiv1.WhyResponse{Answer: answer(name, incidents, from, at)}
 	bytes := 0
 	for _, i := range incidents {

@@ -30,34 +30,113 @@ func (s *Store) DeleteBefore(ctx context.Context, before time.Time) (int64, erro
 	if err := s.deletePostings(ctx, at); err != nil {
 		return events, fmt.Errorf("delete the index of old events: %w", err)
 	}
-	for _, query := range []string{
-		"DELETE FROM incidents WHERE id IN (SELECT id FROM incidents WHERE last_seen_at < ? LIMIT ?)",
-		// A container goes with its pod: nobody tells of its end.
-		`DELETE FROM entities WHERE (entity, sequence) IN (SELECT c.entity, c.sequence FROM entities p
-			JOIN relationships r ON r.source = p.entity JOIN entities c ON c.entity = r.target
-			WHERE p.gone = 1 AND p.at < ? AND c.type = ` + container + ` LIMIT ?)`,
-		`DELETE FROM relationships WHERE (relationship, sequence) IN (SELECT r.relationship, r.sequence FROM relationships r
-			JOIN entities e ON e.entity = r.source OR e.entity = r.target
-			WHERE e.gone = 1 AND e.at < ? AND NOT EXISTS (SELECT 1 FROM entities n WHERE n.entity = e.entity AND n.sequence > e.sequence) LIMIT ?)`,
-	} {
-		if _, err := s.inChunks(ctx, query, at); err != nil {
-			return events, fmt.Errorf("delete what is old: %w", err)
-		}
+	if _, err := s.inChunks(ctx, "DELETE FROM incidents WHERE id IN (SELECT id FROM incidents WHERE last_seen_at < ? LIMIT ?)", at); err != nil {
+		return events, fmt.Errorf("delete old incidents: %w", err)
+	}
+	if err := s.deleteGone(ctx, at); err != nil {
+		return events, fmt.Errorf("delete what is gone: %w", err)
 	}
 	for _, table := range [][2]string{{"entities", "entity"}, {"relationships", "relationship"}} {
-		for _, condition := range []string{
-			// Replaced before then.
-			"EXISTS (SELECT 1 FROM %[1]s n WHERE n.%[2]s = o.%[2]s AND n.sequence > o.sequence AND n.at < ?)",
-			// Gone before then, and the only version that is left.
-			"o.gone = 1 AND o.at < ? AND NOT EXISTS (SELECT 1 FROM %[1]s n WHERE n.%[2]s = o.%[2]s AND n.sequence <> o.sequence)",
-		} {
-			query := fmt.Sprintf("DELETE FROM %[1]s WHERE (%[2]s, sequence) IN (SELECT o.%[2]s, o.sequence FROM %[1]s o WHERE "+condition+" LIMIT ?)", table[0], table[1])
-			if _, err := s.inChunks(ctx, query, at); err != nil {
-				return events, fmt.Errorf("delete old %s: %w", table[0], err)
-			}
+		if err := s.deleteReplaced(ctx, table[0], table[1], at); err != nil {
+			return events, fmt.Errorf("delete old versions of %s: %w", table[0], err)
 		}
 	}
 	return events, nil
+}
+
+// victims reads numbers, one or two a row.
+func (s *Store) victims(ctx context.Context, query string, columns int, args ...any) (rows [][]any, err error) {
+	err = s.query(ctx, query, args, func(r *sql.Rows) error {
+		values := make([]int64, columns)
+		into, row := make([]any, columns), make([]any, columns)
+		for i := range values {
+			into[i] = &values[i]
+		}
+		if err := r.Scan(into...); err != nil {
+			return err
+		}
+		for i := range values {
+			row[i] = values[i]
+		}
+		rows = append(rows, row)
+		return nil
+	})
+	return rows, err
+}
+
+// deleteGone deletes what is known of things that were deleted before a time,
+// and their ties. A container goes with its pod: nobody tells of its end.
+func (s *Store) deleteGone(ctx context.Context, at int64) error {
+	for {
+		gone, err := s.victims(ctx, `SELECT e.entity FROM entities e WHERE e.gone = 1 AND e.at < ? AND NOT EXISTS
+			(SELECT 1 FROM entities n WHERE n.entity = e.entity AND n.sequence > e.sequence) LIMIT ?`, 1, at, chunk)
+		if err != nil || len(gone) == 0 {
+			return err
+		}
+		for _, pod := range gone {
+			containers, err := s.victims(ctx, `SELECT c.entity FROM relationships r JOIN entities c ON c.entity = r.target
+				WHERE r.source = ? AND c.type = `+container, 1, pod[0])
+			if err != nil {
+				return err
+			}
+			gone = append(gone, containers...)
+		}
+		err = s.inTransaction(ctx, func(t transaction) error {
+			for _, key := range gone {
+				for _, query := range []string{
+					"DELETE FROM entities WHERE entity = ?",
+					"DELETE FROM relationships WHERE source = ?",
+					"DELETE FROM relationships WHERE target = ?",
+				} {
+					if _, err := t.exec(ctx, query, key[0]); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if err := s.yield(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// deleteReplaced deletes versions that others have replaced before a time, and
+// ties that ended before it.
+func (s *Store) deleteReplaced(ctx context.Context, table, key string, at int64) error {
+	for _, condition := range []string{
+		`JOIN (SELECT %[2]s, MAX(sequence) AS newest FROM %[1]s WHERE at < ? GROUP BY %[2]s) n
+			ON n.%[2]s = o.%[2]s AND o.sequence < n.newest`,
+		`WHERE o.gone = 1 AND o.at < ? AND NOT EXISTS (SELECT 1 FROM %[1]s n WHERE n.%[2]s = o.%[2]s AND n.sequence <> o.sequence)`,
+	} {
+		for {
+			old, err := s.victims(ctx, fmt.Sprintf("SELECT o.%[2]s, o.sequence FROM %[1]s o "+condition+" LIMIT ?", table, key), 2, at, 5*chunk)
+			if err != nil {
+				return err
+			}
+			if len(old) == 0 {
+				break
+			}
+			err = s.inTransaction(ctx, func(t transaction) error {
+				for _, row := range old {
+					if _, err := t.exec(ctx, fmt.Sprintf("DELETE FROM %[1]s WHERE %[2]s = ? AND sequence = ?", table, key), row...); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+			if err := s.yield(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // inChunks repeats a deletion that takes a time and a limit until nothing is

@@ -171,15 +171,23 @@ func (s *Store) reader(ctx context.Context, query string) (*sql.Stmt, error) {
 	return s.prepare(ctx, s.read, s.prepared.read, query)
 }
 
+// prepare does not hold the lock while it waits for a connection: a transaction
+// that has it asks for statements too.
 func (s *Store) prepare(ctx context.Context, db *sql.DB, statements map[string]*sql.Stmt, query string) (*sql.Stmt, error) {
 	s.prepared.Lock()
-	defer s.prepared.Unlock()
-	if stmt := statements[query]; stmt != nil {
+	stmt := statements[query]
+	s.prepared.Unlock()
+	if stmt != nil {
 		return stmt, nil
 	}
 	stmt, err := db.PrepareContext(ctx, s.placeholders(query))
 	if err != nil {
 		return nil, fmt.Errorf("prepare a statement: %w", err)
+	}
+	s.prepared.Lock()
+	defer s.prepared.Unlock()
+	if first := statements[query]; first != nil {
+		return first, stmt.Close()
 	}
 	statements[query] = stmt
 	return stmt, nil

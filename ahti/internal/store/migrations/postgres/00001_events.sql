@@ -14,7 +14,7 @@ CREATE TABLE events (
     cluster  TEXT    NOT NULL,
     severity BIGINT NOT NULL,
     relevant BIGINT NOT NULL,     -- 1: the engine needs it again after a restart
-    body     BYTEA   NOT NULL      -- ahti.v1.AhtiEvent
+    body     BYTEA  NOT NULL      -- ahti.v1.AhtiEvent
 );
 CREATE INDEX events_at ON events (at, sequence);
 CREATE INDEX events_relevant ON events (at) WHERE relevant = 1;
@@ -25,7 +25,7 @@ CREATE TABLE postings (
     checkpoint BIGINT NOT NULL,  -- last sequence that it covers
     first_at   BIGINT NOT NULL,
     last_at    BIGINT NOT NULL,
-    body       BYTEA   NOT NULL,  -- times and sequences, see postings.go
+    body       BYTEA  NOT NULL,  -- times and sequences, see postings.go
     PRIMARY KEY (entity, checkpoint)
 );
 
@@ -36,9 +36,10 @@ CREATE TABLE entities (
     type     BIGINT NOT NULL,  -- ahti.v1.EntityType
     at       BIGINT NOT NULL,
     gone     BIGINT NOT NULL,  -- 1: it was deleted
-    body     BYTEA   NOT NULL,  -- ahti.v1.Entity
+    body     BYTEA  NOT NULL,  -- ahti.v1.Entity
     PRIMARY KEY (entity, sequence)
 );
+CREATE INDEX entities_gone ON entities (at) WHERE gone = 1;
 
 -- Versions of ties between entities.
 CREATE TABLE relationships (
@@ -48,7 +49,7 @@ CREATE TABLE relationships (
     gone         BIGINT NOT NULL,
     source       BIGINT NOT NULL,  -- as in entities
     target       BIGINT NOT NULL,
-    body         BYTEA   NOT NULL,  -- ahti.v1.Relationship
+    body         BYTEA  NOT NULL,  -- ahti.v1.Relationship
     PRIMARY KEY (relationship, sequence)
 );
 CREATE INDEX relationships_source ON relationships (source);
@@ -61,12 +62,12 @@ CREATE TABLE incidents (
     state        BIGINT NOT NULL,
     started_at   BIGINT NOT NULL,
     last_seen_at BIGINT NOT NULL,
-    body         BYTEA   NOT NULL  -- ahti.v1.Incident
+    body         BYTEA  NOT NULL  -- ahti.v1.Incident
 );
 CREATE INDEX incidents_started ON incidents (started_at, id);
 
 -- Single values: how far checkpoints have come, and lessons.
 CREATE TABLE state (
     name  TEXT NOT NULL PRIMARY KEY,
-    value BYTEANOT NULL
+    value BYTEA NOT NULL
 );

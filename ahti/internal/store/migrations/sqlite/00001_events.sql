@@ -39,6 +39,7 @@ CREATE TABLE entities (
     body     BLOB    NOT NULL,  -- ahti.v1.Entity
     PRIMARY KEY (entity, sequence)
 ) WITHOUT ROWID;
+CREATE INDEX entities_gone ON entities (at) WHERE gone = 1;
 
 -- Versions of ties between entities.
 CREATE TABLE relationships (

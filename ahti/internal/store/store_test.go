@@ -1,0 +1,425 @@
+package store_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/yairfalse/tapio/ahti/internal/ahtitest"
+	"github.com/yairfalse/tapio/ahti/internal/store"
+	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
+)
+
+// The server that the tests of this package share; nil with the reason when it
+// cannot run.
+var (
+	postgres    *ahtitest.Postgres
+	errPostgres error
+)
+
+func TestMain(m *testing.M) {
+	// The tests end ahti and not the machine: nothing needs to reach the disk.
+	postgres, errPostgres = ahtitest.StartPostgres("fsync=off")
+	code := m.Run()
+	if errPostgres == nil {
+		if err := postgres.Stop(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+var start = time.Date(2026, time.March, 1, 12, 0, 0, 0, time.UTC)
+
+var workload = ahtitest.Workload{Pods: 40, Start: start, Step: time.Second, Cluster: "prod"}
+
+func open(t *testing.T, config store.Config) *store.Store {
+	t.Helper()
+	config.Log = slog.New(slog.DiscardHandler)
+	s, err := store.Open(t.Context(), config)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Close() }) // a test that closes it checks that
+	return s
+}
+
+func each(t *testing.T, test func(t *testing.T, config store.Config)) {
+	ahtitest.Stores(t, postgres, errPostgres, test)
+}
+
+func records(t *testing.T, events ...*ahtiv1.AhtiEvent) []*store.Record {
+	t.Helper()
+	all := make([]*store.Record, len(events))
+	for i, e := range events {
+		body, err := proto.Marshal(e)
+		require.NoError(t, err)
+		all[i] = &store.Record{Event: e, Body: body, Relevant: e.GetSubtype() != "k8s.pod.updated"}
+	}
+	return all
+}
+
+// appendAll stores events and notes the new ones, with all their facts.
+func appendAll(t *testing.T, s *store.Store, events ...*ahtiv1.AhtiEvent) []*store.Record {
+	t.Helper()
+	all := records(t, events...)
+	require.NoError(t, s.Append(t.Context(), all))
+	for _, r := range all {
+		if r.Sequence != 0 {
+			s.Note(r, r.Event.GetEntities(), r.Event.GetRelationships())
+		}
+	}
+	return all
+}
+
+func ref(e *ahtiv1.Entity) *ahtiv1.EntityReference {
+	return &ahtiv1.EntityReference{Type: e.GetType(), Id: e.GetId(), ClusterId: e.GetClusterId()}
+}
+
+func ids(records []*store.Record) []string {
+	var all []string
+	for _, r := range records {
+		all = append(all, r.Event.GetId())
+	}
+	return all
+}
+
+func whole(limit int) store.Span {
+	return store.Span{Since: start.Add(-24 * time.Hour), Until: start.Add(24 * time.Hour), Limit: limit}
+}
+
+func TestAnEventIsStoredOnce(t *testing.T) {
+	each(t, func(t *testing.T, config store.Config) {
+		s := open(t, config)
+		a, b, c := workload.Event(1), workload.Event(2), workload.Event(3)
+		got := appendAll(t, s, a, b, a)
+		require.Equal(t, []int64{1, 2, 0}, []int64{got[0].Sequence, got[1].Sequence, got[2].Sequence}, "twice in one batch")
+		got = appendAll(t, s, b, c)
+		require.Equal(t, []int64{0, 3}, []int64{got[0].Sequence, got[1].Sequence}, "in two batches")
+		require.NoError(t, s.Close())
+
+		s = open(t, config)
+		got = appendAll(t, s, c, workload.Event(4))
+		require.Equal(t, []int64{0, 4}, []int64{got[0].Sequence, got[1].Sequence}, "after a restart")
+		all, next, err := s.Timeline(t.Context(), "", whole(10))
+		require.NoError(t, err)
+		require.Nil(t, next)
+		require.Equal(t, ids(records(t, workload.Events(1, 4)...)), ids(all))
+		require.True(t, proto.Equal(a, all[0].Event))
+
+		found, err := s.Event(t.Context(), b.GetId())
+		require.NoError(t, err)
+		require.True(t, proto.Equal(b, found))
+		_, err = s.Event(t.Context(), "nobody")
+		require.ErrorIs(t, err, store.ErrNotFound)
+	})
+}
+
+// A timeline is the same whether its index is in memory, in the database, or in
+// both; whatever order events come in; page by page or at once.
+func TestTimelinePages(t *testing.T) {
+	each(t, func(t *testing.T, config store.Config) {
+		s := open(t, config)
+		const n = 700
+		for i := n - 1; i >= 0; i -= 7 { // backwards, in steps
+			appendAll(t, s, workload.Events(i-6, 7)...)
+			if i == 349 {
+				require.NoError(t, s.Checkpoint(t.Context()))
+			}
+		}
+		// Events of one moment.
+		for i := range 5 {
+			e := workload.Event(100)
+			e.Id = fmt.Sprintf("same-moment-%d", i)
+			appendAll(t, s, e)
+		}
+		other := workload
+		other.Cluster = "test"
+		e := other.Event(0)
+		e.Id = "other-cluster"
+		appendAll(t, s, e)
+
+		node := workload.Event(0).GetEntities()[2] // all pods are on this one
+		lists := map[string]func(store.Span) ([]*store.Record, *store.Place, error){
+			"all": func(span store.Span) ([]*store.Record, *store.Place, error) {
+				return s.Timeline(t.Context(), "prod", span)
+			},
+			"entity": func(span store.Span) ([]*store.Record, *store.Place, error) {
+				return s.EntityTimeline(t.Context(), []*ahtiv1.EntityReference{ref(node), ref(workload.Event(0).GetEntities()[0])}, span)
+			},
+		}
+		for round := range 2 {
+			for name, list := range lists {
+				at, next, err := list(whole(10_000))
+				require.NoError(t, err)
+				require.Nil(t, next)
+				require.Len(t, at, n+5, "%s, round %d", name, round)
+				for i := range at[1:] {
+					require.LessOrEqual(t, at[i].At().At, at[i+1].At().At)
+				}
+				for _, size := range []int{1, 3, 352, n + 5} {
+					var paged []string
+					span := whole(size)
+					for {
+						page, next, err := list(span)
+						require.NoError(t, err)
+						require.LessOrEqual(t, len(page), size)
+						paged = append(paged, ids(page)...)
+						if next == nil {
+							break
+						}
+						span.After = *next
+					}
+					require.Equal(t, ids(at), paged, "%s by %d", name, size)
+					if testing.Short() && size == 1 {
+						break
+					}
+				}
+				part, _, err := list(store.Span{Since: start.Add(10 * time.Second), Until: start.Add(20 * time.Second), Limit: 100})
+				require.NoError(t, err)
+				require.Equal(t, ids(records(t, workload.Events(10, 10)...)), ids(part), "since counts, until does not")
+			}
+			require.NoError(t, s.Checkpoint(t.Context()))
+		}
+	})
+}
+
+// What was noted and not stored by a checkpoint is found again behind it.
+func TestFactsFollowTheLog(t *testing.T) {
+	each(t, func(t *testing.T, config store.Config) {
+		s := open(t, config)
+		appendAll(t, s, workload.Event(0))
+		require.NoError(t, s.Checkpoint(t.Context()))
+		require.NoError(t, s.Checkpoint(t.Context()), "nothing to do")
+		appendAll(t, s, workload.Event(1), workload.Event(2))
+		require.NoError(t, s.Close()) // without a checkpoint
+
+		s = open(t, config)
+		through, err := s.Applied(t.Context())
+		require.NoError(t, err)
+		require.EqualValues(t, 1, through)
+		var behind []*store.Record
+		require.NoError(t, s.After(t.Context(), through, func(r *store.Record) error {
+			behind = append(behind, r)
+			s.Note(r, r.Event.GetEntities(), r.Event.GetRelationships())
+			return nil
+		}))
+		require.Equal(t, []string{workload.Event(1).GetId(), workload.Event(2).GetId()}, ids(behind))
+		require.NoError(t, s.Checkpoint(t.Context()))
+		var entities, relationships int
+		require.NoError(t, s.Facts(t.Context(), func(f store.Fact) {
+			if f.Entity != nil {
+				entities++
+			} else {
+				relationships++
+			}
+		}))
+		require.Equal(t, 3*4, entities)
+		require.Equal(t, 3*3, relationships)
+	})
+}
+
+func TestRelevantEvents(t *testing.T) {
+	each(t, func(t *testing.T, config store.Config) {
+		s := open(t, config)
+		appendAll(t, s, workload.Events(0, 100)...)
+		var got int
+		require.NoError(t, s.Relevant(t.Context(), start.Add(50*time.Second), 90, func(*store.Record) error {
+			got++
+			return nil
+		}))
+		require.Equal(t, 8+1, got, "from the 50th second up to the 90th event: one of five and one of fifty")
+	})
+}
+
+func TestState(t *testing.T) {
+	each(t, func(t *testing.T, config store.Config) {
+		s := open(t, config)
+		got, err := s.State(t.Context(), "lessons")
+		require.NoError(t, err)
+		require.Nil(t, got)
+		for _, value := range []string{"a", "b\x00c"} {
+			require.NoError(t, s.SetState(t.Context(), "lessons", []byte(value)))
+			got, err = s.State(t.Context(), "lessons")
+			require.NoError(t, err)
+			require.Equal(t, value, string(got))
+		}
+	})
+}
+
+func incident(id string, minute int, state ahtiv1.IncidentState) *ahtiv1.Incident {
+	at := timestamppb.New(start.Add(time.Duration(minute) * time.Minute))
+	return &ahtiv1.Incident{Id: id, Cluster: "prod", State: state, StartedAt: at, LastSeenAt: at, Summary: id}
+}
+
+func TestIncidents(t *testing.T) {
+	const isOpen, isOver = ahtiv1.IncidentState_INCIDENT_STATE_OPEN, ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED
+	each(t, func(t *testing.T, config store.Config) {
+		s := open(t, config)
+		list := func(f store.IncidentFilter) (all []string) {
+			require.NoError(t, s.Incidents(t.Context(), f, func(i *ahtiv1.Incident) bool {
+				all = append(all, i.GetId())
+				return true
+			}))
+			return all
+		}
+		require.NoError(t, s.SaveIncidents(t.Context(), []*ahtiv1.Incident{
+			incident("a", 1, isOpen), incident("c", 2, isOpen), incident("b", 2, isOver), incident("d", 3, isOpen),
+		}, nil))
+		require.Equal(t, []string{"d", "b", "c", "a"}, list(store.IncidentFilter{}), "the newest first, then by id")
+		require.Equal(t, []string{"d", "c", "a"}, list(store.IncidentFilter{State: isOpen}))
+		require.Equal(t, []string{"d"}, list(store.IncidentFilter{SeenSince: start.Add(3 * time.Minute)}))
+		require.Equal(t, []string{"a"}, list(store.IncidentFilter{BeganBefore: start.Add(2 * time.Minute)}))
+		require.Empty(t, list(store.IncidentFilter{Cluster: "test"}))
+		after := store.IncidentPlace{StartedAt: start.Add(2 * time.Minute).UnixNano(), ID: "b"}
+		require.Equal(t, []string{"c", "a"}, list(store.IncidentFilter{After: &after}))
+
+		require.NoError(t, s.SaveIncidents(t.Context(), []*ahtiv1.Incident{incident("a", 5, isOver)}, []string{"c"}))
+		require.Equal(t, []string{"a", "d", "b"}, list(store.IncidentFilter{}))
+		got, err := s.Incident(t.Context(), "a")
+		require.NoError(t, err)
+		require.Equal(t, isOver, got.GetState())
+		_, err = s.Incident(t.Context(), "c")
+		require.ErrorIs(t, err, store.ErrNotFound)
+	})
+}
+
+func TestRetentionByAge(t *testing.T) {
+	each(t, func(t *testing.T, config store.Config) {
+		s := open(t, config)
+		appendAll(t, s, workload.Events(0, 5000)...)
+		// A pod that is deleted early, and one that is deleted late.
+		for i, at := range []int{100, 4000} {
+			e := workload.Event(at)
+			e.Id, e.Relationships = fmt.Sprintf("deleted-%d", i), nil
+			e.Entities = e.Entities[:1]
+			e.Entities[0].Id = fmt.Sprintf("short-lived-%d", i)
+			container := proto.CloneOf(workload.Event(at).GetEntities()[1])
+			container.Id = fmt.Sprintf("its-container-%d", i)
+			born := proto.CloneOf(e)
+			born.Id += "-born"
+			born.Entities = append(born.Entities, container)
+			born.Relationships = []*ahtiv1.Relationship{{Type: ahtiv1.RelationshipType_RELATIONSHIP_TYPE_OWNS, Source: ref(e.GetEntities()[0]), Target: ref(container)}}
+			e.Entities[0].State = ahtiv1.EntityState_ENTITY_STATE_DELETED
+			appendAll(t, s, born, e)
+		}
+		require.NoError(t, s.Checkpoint(t.Context()))
+		require.NoError(t, s.SaveIncidents(t.Context(), []*ahtiv1.Incident{
+			incident("old", 1, ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED), incident("new", 70, ahtiv1.IncidentState_INCIDENT_STATE_OPEN),
+		}, nil))
+
+		before := start.Add(3000 * time.Second)
+		n, err := s.DeleteBefore(t.Context(), before)
+		require.NoError(t, err)
+		require.EqualValues(t, 3002, n)
+		all, _, err := s.Timeline(t.Context(), "", whole(10_000))
+		require.NoError(t, err)
+		require.Len(t, all, 2002)
+		require.Equal(t, before.UnixNano(), all[0].At().At)
+		node := []*ahtiv1.EntityReference{ref(workload.Event(0).GetEntities()[2])}
+		all, _, err = s.EntityTimeline(t.Context(), node, whole(10_000))
+		require.NoError(t, err)
+		require.Len(t, all, 2000)
+
+		names := map[string]int{}
+		ties := map[string]int{}
+		require.NoError(t, s.Facts(t.Context(), func(f store.Fact) {
+			names[f.Entity.GetId()]++
+			ties[f.Relationship.GetTarget().GetId()]++
+		}))
+		require.Zero(t, names["short-lived-0"]+names["its-container-0"]+ties["its-container-0"], "what was deleted before then is forgotten")
+		require.Equal(t, 2, names["short-lived-1"], "what was deleted later is not")
+		require.Equal(t, 1, names["its-container-1"])
+		require.Equal(t, 1, ties["its-container-1"])
+		pod := workload.Event(0).GetEntities()[0]
+		require.Greater(t, names[pod.GetId()], 0, "what exists is not forgotten, however old the news of it")
+
+		var left []string
+		require.NoError(t, s.Incidents(t.Context(), store.IncidentFilter{}, func(i *ahtiv1.Incident) bool {
+			left = append(left, i.GetId())
+			return true
+		}))
+		require.Equal(t, []string{"new"}, left)
+	})
+}
+
+func TestRetentionBySize(t *testing.T) {
+	s := open(t, store.Config{Dir: t.TempDir()})
+	appendAll(t, s, workload.Events(0, 10_000)...)
+	require.NoError(t, s.Checkpoint(t.Context()))
+	before, err := s.Size(t.Context())
+	require.NoError(t, err)
+	n, err := s.DeleteShare(t.Context(), 0.5)
+	require.NoError(t, err)
+	require.InDelta(t, 5000, n, 2)
+	after, err := s.Size(t.Context())
+	require.NoError(t, err)
+	require.Less(t, after, before*2/3)
+	all, _, err := s.Timeline(t.Context(), "", whole(1))
+	require.NoError(t, err)
+	require.Equal(t, workload.Event(int(n)).GetId(), all[0].Event.GetId(), "the oldest went")
+}
+
+// A server that goes away during a commit: nothing that was stored is lost to
+// the engine, and the next commit works.
+func TestPostgresRestarts(t *testing.T) {
+	if errPostgres != nil {
+		t.Skip(errPostgres)
+	}
+	own, err := ahtitest.StartPostgres("fsync=off")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, own.Stop()) })
+	s := open(t, store.Config{URL: own.Database(t)})
+	appendAll(t, s, workload.Event(0))
+	require.NoError(t, own.Restart())
+
+	require.Eventually(t, func() bool {
+		_, err := s.Missed(context.Background())
+		return err == nil && s.Append(context.Background(), records(t, workload.Event(1))) == nil
+	}, 30*time.Second, 50*time.Millisecond)
+	all, _, err := s.Timeline(t.Context(), "", whole(10))
+	require.NoError(t, err)
+	require.Len(t, all, 2)
+}
+
+func TestOpenFails(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	used := t.TempDir()
+	open(t, store.Config{Dir: used})
+	damaged := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(damaged, "ahti.db"), []byte("this is not a database, whatever its name says"), 0o600))
+	tests := []struct {
+		name   string
+		config store.Config
+		want   string
+	}{
+		{"a file for a directory", store.Config{Dir: file}, "set --data-dir"},
+		{"in use", store.Config{Dir: used}, "another ahti uses this data directory"},
+		{"damaged", store.Config{Dir: damaged}, "restore a backup"},
+		{"nobody listens", store.Config{URL: "postgres://ahti:secret@127.0.0.1:1/ahti"}, "connect to PostgreSQL on 127.0.0.1"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			test.config.Log = slog.New(slog.DiscardHandler)
+			_, err := store.Open(t.Context(), test.config)
+			require.ErrorContains(t, err, test.want)
+			require.NotContains(t, err.Error(), "secret")
+		})
+	}
+}
+
+// Names of directories that mean something in a URL.
+func TestOddDirectory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a?b#c%20 d")
+	s := open(t, store.Config{Dir: dir})
+	appendAll(t, s, workload.Event(0))
+	require.FileExists(t, filepath.Join(dir, "ahti.db"))
+}
