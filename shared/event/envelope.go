@@ -53,6 +53,7 @@ type envelopeCheck struct {
 
 func (c *envelopeCheck) run(wire []byte) error {
 	if len(wire) > MaxSize {
+		c.ID = leadingID(wire)
 		return fmt.Errorf("event has %d bytes: send at most %d", len(wire), MaxSize)
 	}
 	for len(wire) > 0 {
@@ -88,6 +89,20 @@ func (c *envelopeCheck) run(wire []byte) error {
 		return fmt.Errorf("event_type has %d bytes: use at most %d", len(c.kind), MaxTypeLen)
 	}
 	return nil
+}
+
+// leadingID is the id of an event that is too large to be walked. Encoders write
+// the fields in the order of their numbers.
+func leadingID(wire []byte) []byte {
+	number, kind, n := protowire.ConsumeTag(wire)
+	if n < 0 || number != fieldID || kind != protowire.BytesType {
+		return nil
+	}
+	id, n := protowire.ConsumeBytes(wire[n:])
+	if n < 0 {
+		return nil
+	}
+	return id
 }
 
 var errNoEncoding = errors.New("event is not in protobuf encoding: encode it as polku.event.v1.Event")

@@ -118,7 +118,12 @@ func TestCheckEnvelopeNamesABadEventIfItCan(t *testing.T) {
 	require.Error(t, err)
 	require.Equal(t, e.GetId(), string(envelope.ID))
 
-	e.Id = "a b"
+	e.Payload = make([]byte, event.MaxSize)
+	envelope, err = event.CheckEnvelope(encode(t, e))
+	require.Error(t, err)
+	require.Equal(t, e.GetId(), string(envelope.ID), "too large to be walked")
+
+	e.Id, e.Payload = "a b", nil
 	envelope, err = event.CheckEnvelope(encode(t, e))
 	require.Error(t, err)
 	require.Empty(t, envelope.ID, "such an id is no name")

@@ -86,10 +86,15 @@ func readBatch(wire []byte, items []item) (batch, *refusal) {
 	var kind protowire.Number
 	err := eachField(wire, func(number protowire.Number, value []byte) *refusal {
 		switch number {
-		case batchSource:
-			b.source = value
-		case batchCluster:
-			b.cluster = value
+		case batchSource, batchCluster: // each occurrence: a decoder looks at all
+			if !utf8.Valid(value) {
+				return invalid("source or cluster of the batch is not UTF-8: replace the bytes that are not")
+			}
+			if number == batchSource {
+				b.source = value
+			} else {
+				b.cluster = value
+			}
 		case batchRaw, batchEvents:
 			if kind != 0 {
 				return invalid("the batch has two payloads: send one")
@@ -123,8 +128,6 @@ func checkOrigin(source, cluster []byte) *refusal {
 		return invalid("source has %d bytes: use at most %d", len(source), event.MaxSourceLen)
 	case len(cluster) > maxClusterLen:
 		return invalid("cluster has %d bytes: use at most %d", len(cluster), maxClusterLen)
-	case !utf8.Valid(source) || !utf8.Valid(cluster):
-		return invalid("source or cluster of the batch is not UTF-8: replace the bytes that are not")
 	}
 	return nil
 }

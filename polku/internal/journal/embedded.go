@@ -127,11 +127,22 @@ func (e *embedded) close() error {
 // serverLog hands what the server logs to ours. Its notices are about itself.
 type serverLog struct{ log *slog.Logger }
 
+// Noticef implements server.Logger.
 func (l serverLog) Noticef(format string, v ...any) { l.log.Debug(sprint(format, v)) }
+
+// Warnf implements server.Logger.
 func (l serverLog) Warnf(format string, v ...any)   { l.log.Warn(sprint(format, v)) }
+
+// Fatalf implements server.Logger.
 func (l serverLog) Fatalf(format string, v ...any)  { l.log.Error(sprint(format, v)) }
+
+// Errorf implements server.Logger.
 func (l serverLog) Errorf(format string, v ...any)  { l.log.Error(sprint(format, v)) }
+
+// Debugf implements server.Logger.
 func (l serverLog) Debugf(format string, v ...any)  { l.log.Debug(sprint(format, v)) }
+
+// Tracef implements server.Logger.
 func (l serverLog) Tracef(format string, v ...any)  { l.log.Debug(sprint(format, v)) }
 
 func sprint(format string, v []any) string { return strings.TrimSpace(fmt.Sprintf(format, v...)) }

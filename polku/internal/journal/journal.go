@@ -367,7 +367,7 @@ func (j *Journal) tell(told error) error {
 	switch {
 	case blocked == nil && told != nil:
 		j.config.Log.Info("the log takes events again")
-	case blocked != nil && (told == nil || cause(told) != cause(blocked)):
+	case blocked != nil && (told == nil || !errors.Is(blocked, cause(told))):
 		j.config.Log.Warn("the log takes no events: acknowledgments are withheld", "reason", blocked)
 	}
 	return blocked

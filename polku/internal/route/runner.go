@@ -102,7 +102,6 @@ func (r *Runner) passed() (passed uint64, known bool) {
 	for _, route := range r.routes {
 		route.mu.Lock()
 		if !route.started {
-			passed, known = 0, false
 			route.mu.Unlock()
 			return 0, false
 		}

@@ -226,8 +226,15 @@ func (s *service) ready() {
 	if s.http != nil {
 		addresses.HTTP = s.http.Addr()
 	}
-	s.log.Info("taking events", "address", addresses.Gateway.String(), "operator", addresses.Operator.String(), "http", s.config.HTTPListen)
+	s.log.Info("taking events", "address", addresses.Gateway.String(), "operator", addresses.Operator.String(), "http", addressOf(addresses.HTTP))
 	if s.config.Ready != nil {
 		s.config.Ready(addresses)
 	}
+}
+
+func addressOf(a net.Addr) string {
+	if a == nil {
+		return "none"
+	}
+	return a.String()
 }

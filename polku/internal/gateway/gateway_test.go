@@ -1,0 +1,576 @@
+package gateway_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+	goproto "google.golang.org/protobuf/proto"
+
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
+	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
+	"github.com/yairfalse/tapio/polku/internal/gateway"
+	"github.com/yairfalse/tapio/polku/internal/journal"
+	"github.com/yairfalse/tapio/shared/event"
+	"github.com/yairfalse/tapio/shared/rpc"
+)
+
+// patience is how long a test waits for what must happen before it fails.
+const patience = 60 * time.Second
+
+// maxMessage is small, so that what is too large is quickly made.
+const maxMessage = 2 << 20
+
+// house is a gateway on a log of its own, behind a real server.
+type house struct {
+	journal *journal.Journal
+	client  polkuv1.GatewayClient
+	conn    *grpc.ClientConn
+	close   func()
+}
+
+// open opens a house whose log is in dir.
+func open(t testing.TB, dir string, edit ...func(*journal.Config, *gateway.Config)) *house {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	jc := journal.Config{Dir: dir, MaxBytes: 256 << 20, Retention: time.Hour, Registry: registry, Log: slog.New(slog.DiscardHandler)}
+	gc := gateway.Config{Registry: registry, Log: jc.Log}
+	for _, e := range edit {
+		e(&jc, &gc)
+	}
+	j, err := journal.Open(t.Context(), jc)
+	require.NoError(t, err)
+	gc.Journal = j
+	g, err := gateway.New(t.Context(), gc)
+	require.NoError(t, err)
+	s, err := rpc.NewServer(rpc.Config{
+		Name: "gateway", Address: "127.0.0.1:0", Flag: "listen", MaxMessage: maxMessage, Window: 64 << 10,
+		StopTimeout: patience, Registry: registry, Log: jc.Log,
+		Options: []grpc.ServerOption{grpc.ForceServerCodecV2(gateway.NewCodec())},
+	})
+	require.NoError(t, err)
+	polkuv1.RegisterGatewayServer(s, g)
+	require.NoError(t, s.Listen(t.Context()))
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(ctx) }()
+	h := &house{journal: j}
+	h.conn, err = grpc.NewClient(s.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	h.client = polkuv1.NewGatewayClient(h.conn)
+	h.close = sync.OnceFunc(func() {
+		g.Stop()
+		cancel()
+		assert.NoError(t, <-served)
+		assert.NoError(t, h.conn.Close())
+		assert.NoError(t, j.Close())
+	})
+	t.Cleanup(h.close)
+	return h
+}
+
+// stored reads the log from its beginning to its end.
+func (h *house) stored(t testing.TB) []*eventv1.Event {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var all []*eventv1.Event
+	require.NoError(t, h.journal.Recent(ctx, 1<<40, func(entry journal.Entry) error {
+		events, err := entry.Events()
+		all = append(all, events...)
+		return err
+	}))
+	return all
+}
+
+func idsOf(events []*eventv1.Event) []string {
+	ids := make([]string, 0, len(events))
+	for _, e := range events {
+		ids = append(ids, e.GetId())
+	}
+	return ids
+}
+
+// good returns valid events with ids of a prefix.
+func good(prefix string, n int) []*eventv1.Event {
+	events := make([]*eventv1.Event, n)
+	for i := range events {
+		events[i] = &eventv1.Event{
+			Id: fmt.Sprintf("%s-%d", prefix, i), TimestampUnixNs: time.Now().UnixNano(),
+			EventType: "acme.rocket.launched", Metadata: map[string]string{"n": fmt.Sprint(i)},
+		}
+	}
+	return events
+}
+
+func batchOf(events ...*eventv1.Event) *polkuv1.IngestBatch {
+	return &polkuv1.IngestBatch{Source: "acme", Cluster: "prod", Payload: &polkuv1.IngestBatch_Events{
+		Events: &polkuv1.EventPayload{Events: events},
+	}}
+}
+
+func rawBatch(format, data string) *polkuv1.IngestBatch {
+	return &polkuv1.IngestBatch{Source: "acme", Payload: &polkuv1.IngestBatch_Raw{
+		Raw: &polkuv1.RawPayload{Format: format, Data: []byte(data)},
+	}}
+}
+
+// exchange sends batches over one stream and returns all acks together.
+func (h *house) exchange(t testing.TB, batches ...any) *polkuv1.Ack {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	stream, err := h.client.StreamEvents(ctx, grpc.ForceCodecV2(rawCodec{encoding.GetCodecV2(proto.Name)}))
+	require.NoError(t, err)
+	for _, b := range batches {
+		require.NoError(t, stream.SendMsg(b))
+	}
+	require.NoError(t, stream.CloseSend())
+	all := &polkuv1.Ack{}
+	for {
+		ack, err := stream.Recv()
+		if err == io.EOF {
+			return all
+		}
+		require.NoError(t, err)
+		require.NotZero(t, len(ack.GetEventIds())+len(ack.GetErrors()), "an ack says something")
+		all.EventIds = append(all.EventIds, ack.GetEventIds()...)
+		all.Errors = append(all.Errors, ack.GetErrors()...)
+		if ack.GetMiddlewareStats() != nil {
+			all.MiddlewareStats = ack.GetMiddlewareStats()
+			all.BufferCapacity = ack.GetBufferCapacity()
+		}
+	}
+}
+
+// raw is sent as it is.
+type raw []byte
+
+type rawCodec struct{ encoding.CodecV2 }
+
+func (c rawCodec) Marshal(v any) (mem.BufferSlice, error) {
+	if r, ok := v.(raw); ok {
+		return mem.BufferSlice{mem.SliceBuffer(r)}, nil
+	}
+	return c.CodecV2.Marshal(v)
+}
+
+// fine sends one more good event over a new stream.
+func (h *house) fine(t testing.TB, id string) {
+	t.Helper()
+	ack := h.exchange(t, batchOf(good(id, 1)...))
+	require.Equal(t, []string{id + "-0"}, ack.GetEventIds())
+}
+
+func TestAnAckNamesWhatIsInTheLog(t *testing.T) {
+	h := open(t, t.TempDir())
+	first, second := good("a", 10), good("b", 3)
+	second[1].Source = "own"
+	second[1].Metadata[event.K8sClusterName] = "other"
+	ack := h.exchange(t, batchOf(first...), batchOf(second...))
+	require.Equal(t, append(idsOf(first), idsOf(second)...), ack.GetEventIds())
+	require.Empty(t, ack.GetErrors())
+	require.EqualValues(t, 13, ack.GetMiddlewareStats().GetTotalReceived())
+	require.EqualValues(t, 13, ack.GetMiddlewareStats().GetTotalForwarded())
+	require.Positive(t, ack.GetBufferCapacity())
+
+	events := h.stored(t)
+	require.Equal(t, ack.GetEventIds(), idsOf(events), "in the order in which they came")
+	require.Equal(t, "acme", events[0].GetSource())
+	require.Equal(t, "prod", events[0].GetMetadata()[event.K8sClusterName])
+	require.Equal(t, "0", events[0].GetMetadata()["n"])
+	require.Equal(t, "own", events[11].GetSource())
+	require.Equal(t, "other", events[11].GetMetadata()[event.K8sClusterName])
+}
+
+func TestABadEventSpoilsNoOther(t *testing.T) {
+	h := open(t, t.TempDir())
+	tests := []struct {
+		name  string
+		spoil func(*eventv1.Event)
+		code  string
+		named bool // the refusal names the event
+	}{
+		{"1970", func(e *eventv1.Event) { e.TimestampUnixNs = 1 }, "invalid", true},
+		{"2100", func(e *eventv1.Event) {
+			e.TimestampUnixNs = time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC).UnixNano()
+		}, "invalid", true},
+		{"no kind", func(e *eventv1.Event) { e.EventType = "" }, "invalid", true},
+		{"no id", func(e *eventv1.Event) { e.Id = "" }, "invalid", false},
+		{"id of 1 MB", func(e *eventv1.Event) { e.Id = strings.Repeat("x", 1<<20) }, "too_large", false},
+		{"id of 64 KB", func(e *eventv1.Event) { e.Id = strings.Repeat("x", 64<<10) }, "invalid", false},
+		{"too large", func(e *eventv1.Event) { e.Payload = make([]byte, event.MaxSize) }, "too_large", true},
+		{"long value", func(e *eventv1.Event) { e.Metadata["k"] = strings.Repeat("x", event.MaxValueLen+1) }, "invalid", true},
+	}
+	for i, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			events := good(fmt.Sprintf("t%d", i), 3)
+			tt.spoil(events[1])
+			ack := h.exchange(t, batchOf(events...))
+			require.Equal(t, []string{events[0].GetId(), events[2].GetId()}, ack.GetEventIds())
+			require.Len(t, ack.GetErrors(), 1)
+			refused := ack.GetErrors()[0]
+			require.Equal(t, tt.code, refused.GetCode())
+			require.NotEmpty(t, refused.GetMessage())
+			require.Less(t, len(refused.GetMessage()), 500)
+			if tt.named {
+				require.Equal(t, events[1].GetId(), refused.GetEventId())
+			} else {
+				require.Empty(t, refused.GetEventId())
+			}
+		})
+	}
+	require.Len(t, h.stored(t), 2*len(tests))
+}
+
+func TestABadBatchSpoilsNoOther(t *testing.T) {
+	h := open(t, t.TempDir())
+	marshal := func(m goproto.Message) raw {
+		wire, err := goproto.Marshal(m)
+		require.NoError(t, err)
+		return wire
+	}
+	junk := marshal(batchOf(good("junk", 2)...))
+	tooMany := make([]*eventv1.Event, 16_385)
+	noSource := batchOf(good("nosource", 2)...)
+	noSource.Source = ""
+	tests := []struct {
+		name  string
+		batch any
+		code  string
+		text  string
+		ids   []string
+	}{
+		{"junk", raw("\xff\xff\xff\xff"), "invalid", "no polku.v1.IngestBatch", []string{""}},
+		{"cut", junk[:len(junk)-5], "invalid", "no polku.v1.IngestBatch", []string{""}},
+		{"no UTF-8", raw(bytes.ReplaceAll(junk, []byte("junk-1"), []byte("\xff\xfe\xfd\xfc\xfb\xfa"))), "invalid", "not UTF-8", []string{""}},
+		{"two payloads", append(bytes.Clone(junk), junk...), "invalid", "two payloads", []string{""}},
+		{"no payload", &polkuv1.IngestBatch{Source: "acme"}, "invalid", "no payload", []string{""}},
+		{"too many events", batchOf(tooMany...), "too_large", "more than 16384 events", []string{""}},
+		{"long source", &polkuv1.IngestBatch{Source: strings.Repeat("x", 129), Payload: batchOf(good("s", 1)...).GetPayload()}, "invalid", "source has 129 bytes", []string{""}},
+		{"no source anywhere", noSource, "invalid", "source is empty", []string{"nosource-0", "nosource-1"}},
+		{"unknown format", rawBatch("xml", "<event/>"), "unknown_format", `"xml" is unknown: use json or protobuf`, []string{""}},
+		{"no JSON", rawBatch("json", "{"), "invalid", "not JSON", []string{""}},
+		{"JSON of something else", rawBatch("json", `{"id":"named","color":"red"}`), "invalid", "color", []string{"named"}},
+		{"junk as protobuf", rawBatch("protobuf", "\xff\xff"), "invalid", "no polku.v1.IngestBatch", []string{""}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			id := strings.ReplaceAll(tt.name, " ", "")
+			if b, isBytes := tt.batch.([]byte); isBytes {
+				tt.batch = raw(b)
+			}
+			ack := h.exchange(t, tt.batch, batchOf(good(id, 1)...))
+			require.Contains(t, ack.GetEventIds(), id+"-0", "the stream goes on")
+			require.Len(t, ack.GetErrors(), len(tt.ids))
+			for i, e := range ack.GetErrors() {
+				require.Equal(t, tt.code, e.GetCode())
+				require.Contains(t, e.GetMessage(), tt.text)
+				require.Equal(t, tt.ids[i], e.GetEventId())
+			}
+		})
+	}
+}
+
+func TestABatchWithoutEventsIsNotAnswered(t *testing.T) {
+	h := open(t, t.TempDir())
+	ack := h.exchange(t, batchOf(), rawBatch("json", " \n"), rawBatch("json", "[]"), batchOf(good("after", 1)...))
+	require.Equal(t, []string{"after-0"}, ack.GetEventIds())
+	require.Empty(t, ack.GetErrors())
+}
+
+func TestATooLargeMessageEndsItsStreamOnly(t *testing.T) {
+	h := open(t, t.TempDir())
+	stream, err := h.client.StreamEvents(t.Context())
+	require.NoError(t, err)
+	large := good("large", 1)
+	large[0].Payload = make([]byte, maxMessage)
+	require.NoError(t, stream.Send(batchOf(large...)))
+	_, err = stream.Recv()
+	require.Equal(t, codes.ResourceExhausted, status.Code(err))
+	h.fine(t, "after")
+}
+
+func TestALargeBatchIsStoredInPartsAndAckedAsOne(t *testing.T) {
+	h := open(t, t.TempDir())
+	events := good("part", 12)
+	for _, e := range events {
+		e.Payload = bytes.Repeat([]byte{7}, 120<<10)
+	}
+	ack := h.exchange(t, batchOf(events...))
+	require.Equal(t, idsOf(events), ack.GetEventIds())
+	require.Equal(t, idsOf(events), idsOf(h.stored(t)))
+	state, err := h.journal.State(t.Context())
+	require.NoError(t, err)
+	require.Greater(t, state.Messages, uint64(1))
+}
+
+func TestManyRefusalsFitTheMessagesOfAnyClient(t *testing.T) {
+	h := open(t, t.TempDir())
+	events := good(strings.Repeat("x", 100), 8000)
+	for _, e := range events {
+		e.EventType = ""
+	}
+	ack := h.exchange(t, batchOf(events...))
+	require.Len(t, ack.GetErrors(), 8000)
+}
+
+func TestFormats(t *testing.T) {
+	h := open(t, t.TempDir())
+	one, err := event.AppendJSON(nil, good("json", 1)[0])
+	require.NoError(t, err)
+	line := func(id string) string { return strings.ReplaceAll(string(one), "json-0", id) }
+	payload, err := goproto.Marshal(&polkuv1.EventPayload{Events: good("pb", 2)})
+	require.NoError(t, err)
+	tests := []struct {
+		name, format, data string
+		want               []string
+	}{
+		{"one object", "json", line("o"), []string{"o"}},
+		{"lines", "json", line("l1") + "\n" + line("l2") + "\n\n", []string{"l1", "l2"}},
+		{"list", "json", " [" + line("a1") + ",\n" + line("a2") + "] ", []string{"a1", "a2"}},
+		{"protobuf", "protobuf", string(payload), []string{"pb-0", "pb-1"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			ack := h.exchange(t, rawBatch(tt.format, tt.data))
+			require.Empty(t, ack.GetErrors())
+			require.Equal(t, tt.want, ack.GetEventIds())
+		})
+	}
+	require.Len(t, h.stored(t), 7)
+}
+
+func TestSendEvent(t *testing.T) {
+	h := open(t, t.TempDir())
+	single := good("single", 1)[0]
+	ack, err := h.client.SendEvent(t.Context(), &polkuv1.IngestEvent{
+		Source: "acme", Cluster: "prod", Payload: &polkuv1.IngestEvent_Event{Event: single},
+	})
+	require.NoError(t, err)
+	require.Equal(t, []string{"single-0"}, ack.GetEventIds())
+
+	encoded, err := goproto.Marshal(good("raw", 1)[0])
+	require.NoError(t, err)
+	ack, err = h.client.SendEvent(t.Context(), &polkuv1.IngestEvent{
+		Source: "acme", Format: "protobuf", Payload: &polkuv1.IngestEvent_Raw{Raw: encoded},
+	})
+	require.NoError(t, err)
+	require.Equal(t, []string{"raw-0"}, ack.GetEventIds())
+	require.Equal(t, []string{"single-0", "raw-0"}, idsOf(h.stored(t)))
+
+	for name, in := range map[string]*polkuv1.IngestEvent{
+		"invalid":        {Payload: &polkuv1.IngestEvent_Event{Event: single}},
+		"unknown_format": {Source: "acme", Format: "xml", Payload: &polkuv1.IngestEvent_Raw{}},
+	} {
+		ack, err = h.client.SendEvent(t.Context(), in)
+		require.NoError(t, err)
+		require.Empty(t, ack.GetEventIds())
+		require.Equal(t, name, ack.GetErrors()[0].GetCode())
+	}
+}
+
+func TestWhatIsSentAgainIsAckedAndStoredOnce(t *testing.T) {
+	dir := t.TempDir()
+	h := open(t, dir)
+	events := good("again", 6)
+	h.exchange(t, batchOf(events[:3]...), batchOf(events[3:]...))
+	same := h.exchange(t, batchOf(events[:3]...))
+	require.Equal(t, idsOf(events[:3]), same.GetEventIds())
+	require.EqualValues(t, 3, same.GetMiddlewareStats().GetDedupCount())
+	other := h.exchange(t, batchOf(append(good("new", 1), events[2], events[5])...))
+	require.Equal(t, []string{"new-0", "again-2", "again-5"}, other.GetEventIds())
+	require.EqualValues(t, 5, other.GetMiddlewareStats().GetDedupCount())
+	require.Len(t, h.stored(t), 7)
+	h.close()
+
+	// A new process knows what the old one stored, in whatever composition.
+	h = open(t, dir)
+	ack := h.exchange(t, batchOf(events[1], events[4]))
+	require.Equal(t, []string{"again-1", "again-4"}, ack.GetEventIds())
+	require.EqualValues(t, 2, ack.GetMiddlewareStats().GetDedupCount())
+	require.Len(t, h.stored(t), 7)
+}
+
+func TestTwoStreamsWithTheSameEventsAreBothAcked(t *testing.T) {
+	h := open(t, t.TempDir())
+	events := good("race", 200)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			var batches []any
+			for i := range 10 {
+				batches = append(batches, batchOf(events[20*i:20*i+20]...))
+			}
+			ack := h.exchange(t, batches...)
+			assert.Equal(t, idsOf(events), ack.GetEventIds())
+		})
+	}
+	wg.Wait()
+	stored := make(map[string]bool)
+	for _, id := range idsOf(h.stored(t)) {
+		stored[id] = true
+	}
+	require.Len(t, stored, 200)
+}
+
+func TestRateLimit(t *testing.T) {
+	h := open(t, t.TempDir(), func(_ *journal.Config, g *gateway.Config) { g.RateLimit = 5 })
+	ack := h.exchange(t, batchOf(good("fast", 1000)...))
+	require.GreaterOrEqual(t, len(ack.GetEventIds()), 5)
+	require.NotEmpty(t, ack.GetErrors())
+	require.Len(t, ack.GetErrors(), 1000-len(ack.GetEventIds()))
+	require.Equal(t, "rate_limited", ack.GetErrors()[0].GetCode())
+	require.EqualValues(t, len(ack.GetErrors()), ack.GetMiddlewareStats().GetRateLimitedCount())
+	require.Len(t, h.stored(t), len(ack.GetEventIds()))
+
+	other := batchOf(good("slow", 1)...)
+	other.Source = "other"
+	require.Equal(t, []string{"slow-0"}, h.exchange(t, other).GetEventIds(), "each source has a limit of its own")
+}
+
+// A source that never reads its acks fills its own window and nothing else.
+func TestUnreadAcksHoldUpNobodyElse(t *testing.T) {
+	h := open(t, t.TempDir())
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	stuck := make(chan struct{})
+	stream, err := h.client.StreamEvents(ctx)
+	require.NoError(t, err)
+	go func() {
+		defer close(stuck)
+		for i := range 1 << 20 {
+			if stream.Send(batchOf(good(fmt.Sprintf("%s-%d", strings.Repeat("x", 100), i), 100)...)) != nil {
+				return
+			}
+		}
+	}()
+	conn, err := grpc.NewClient(h.conn.Target(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close()) }()
+	h.client = polkuv1.NewGatewayClient(conn)
+	for i := range 20 {
+		h.fine(t, fmt.Sprintf("fine%d", i))
+	}
+	state, err := h.journal.State(t.Context())
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { // nothing more gets in
+		before := state.Messages
+		time.Sleep(300 * time.Millisecond)
+		state, err = h.journal.State(t.Context())
+		return err == nil && state.Messages == before
+	}, patience, time.Millisecond)
+	h.fine(t, "last")
+	cancel()
+	<-stuck
+}
+
+func TestAStreamWithoutEventsEndsWithTheGateway(t *testing.T) {
+	h := open(t, t.TempDir())
+	stream, err := h.client.StreamEvents(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, stream.Send(batchOf(good("once", 1)...)))
+	ack, err := stream.Recv()
+	require.NoError(t, err)
+	require.Equal(t, []string{"once-0"}, ack.GetEventIds())
+	h.close()
+	_, err = stream.Recv()
+	require.Equal(t, codes.Unavailable, status.Code(err), "%v", err)
+}
+
+func TestHealth(t *testing.T) {
+	h := open(t, t.TempDir(), func(_ *journal.Config, g *gateway.Config) {
+		g.Components = func(context.Context) map[string]*polkuv1.ComponentHealth {
+			return map[string]*polkuv1.ComponentHealth{"route/ahti": {Message: "refused"}}
+		}
+	})
+	h.fine(t, "one")
+	health, err := h.client.Health(t.Context(), &polkuv1.HealthRequest{})
+	require.NoError(t, err)
+	require.True(t, health.GetHealthy(), "a route that hangs does not keep events out")
+	require.False(t, health.GetComponents()["route/ahti"].GetHealthy())
+	require.True(t, health.GetComponents()["log"].GetHealthy())
+	require.EqualValues(t, 1, health.GetEventsProcessed())
+}
+
+// A full log takes nothing and says so; what it has acked is all there.
+func TestAFullLogWithholdsAcks(t *testing.T) {
+	h := open(t, t.TempDir(), func(j *journal.Config, _ *gateway.Config) { j.MaxBytes = 8 << 20 })
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	stream, err := h.client.StreamEvents(ctx)
+	require.NoError(t, err)
+	go func() {
+		for i := range 1000 {
+			events := good(fmt.Sprintf("fill%d", i), 10)
+			for _, e := range events {
+				e.Payload = make([]byte, 10<<10)
+			}
+			if stream.Send(batchOf(events...)) != nil {
+				return
+			}
+		}
+	}()
+	var acked []string
+	acks := make(chan []string)
+	go func() {
+		defer close(acks)
+		for {
+			ack, err := stream.Recv()
+			if err != nil {
+				return
+			}
+			acks <- ack.GetEventIds()
+		}
+	}()
+	require.Eventually(t, func() bool {
+		for {
+			select {
+			case ids := <-acks:
+				acked = append(acked, ids...)
+				continue
+			case <-time.After(500 * time.Millisecond):
+			}
+			return h.journal.Blocked() != nil
+		}
+	}, patience, time.Millisecond)
+	require.ErrorIs(t, h.journal.Blocked(), journal.ErrLogFull)
+	require.Less(t, len(acked), 1000)
+	health, err := h.client.Health(t.Context(), &polkuv1.HealthRequest{})
+	require.NoError(t, err)
+	require.False(t, health.GetHealthy())
+
+	// Room comes when history goes, and the stream goes on by itself.
+	state, err := h.journal.State(t.Context())
+	require.NoError(t, err)
+	kept := idsOf(h.stored(t))
+	require.Subset(t, kept, acked)
+	require.NoError(t, h.journal.Trim(t.Context(), state.LastSequence))
+	select {
+	case ids, open := <-acks:
+		require.True(t, open)
+		require.NotEmpty(t, ids)
+	case <-time.After(patience):
+		t.Fatal("the stream does not go on")
+	}
+	cancel()
+	for range acks {
+		continue
+	}
+}
