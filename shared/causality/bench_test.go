@@ -147,3 +147,25 @@ func FuzzApply(f *testing.F) {
 		e.Incidents(now)
 	})
 }
+
+// BenchmarkWhy asks about one pod while there is much that is wrong.
+func BenchmarkWhy(b *testing.B) {
+	for _, pods := range []int{2000, 20_000} {
+		e, err := causality.New(causality.Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, ev := range crowd(pods, 10*pods) {
+			e.Apply(ev)
+		}
+		now := noon.Add(time.Minute)
+		refs := e.Resolve("app7-1-39", "")
+		e.Incidents(now)
+		b.Run(fmt.Sprintf("pods=%d", pods), func(b *testing.B) {
+			for b.Loop() {
+				e.Why(refs, noon.Add(-time.Hour), now, now)
+			}
+			b.ReportMetric(float64(e.Size().Symptoms), "symptoms")
+		})
+	}
+}

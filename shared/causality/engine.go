@@ -58,8 +58,11 @@ type Engine struct {
 	graph   *graph
 	lessons Lessons
 	epoch   uint64 // counts changes of the lessons
-	runs    int
-	changes int
+	// question counts what the engine was asked: an explanation is checked once
+	// for each.
+	question uint64
+	runs     int
+	changes  int
 	// suffering holds the vertices that have runs.
 	suffering map[*vertex]bool
 }
@@ -127,14 +130,14 @@ func (e *Engine) vertexOf(ev *ahtiv1.AhtiEvent, en *ahtiv1.Entity) *vertex {
 	return e.graph.vertex(key{en.GetType(), cmp.Or(en.GetClusterId(), ev.GetCluster()), en.GetId()})
 }
 
-// peerOf returns the other end of the connection that an event is about; nil
-// when it is about none.
+// peerOf returns what the subject of an event connects to; nil when it is not
+// the side that does.
 func (e *Engine) peerOf(ev *ahtiv1.AhtiEvent) *vertex {
 	if !strings.HasPrefix(ev.GetSubtype(), "network.") {
 		return nil
 	}
 	for _, r := range ev.GetRelationships() {
-		if r.GetType() == connects {
+		if r.GetType() == connects && r.GetSource().GetId() == ev.GetEntities()[0].GetId() {
 			t := r.GetTarget()
 			return e.graph.vertex(key{t.GetType(), cmp.Or(t.GetClusterId(), ev.GetCluster()), t.GetId()})
 		}

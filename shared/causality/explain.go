@@ -66,12 +66,15 @@ func (c *candidate) vertex() *vertex {
 // explanation is what may have caused a run, the likeliest first.
 type explanation struct {
 	made       bool
+	checked    uint64 // question for which it was found current
+	root       any    // what the likeliest causes lead to, as of checked; nil when not asked
 	clock      uint64 // of the graph when it was made
 	epoch      uint64 // of the lessons
 	reached    []*vertex
 	candidates []candidate
 	preceded   []*change // all changes within reach that came before
 	waiting    []wait
+	nodes      int // how many nodes the cluster had; -1 when it does not matter
 }
 
 // wait is a run that had ended before the one that is explained began. If it
@@ -92,7 +95,12 @@ func (x *explanation) current(epoch uint64) bool {
 // rests on has changed.
 func (e *Engine) explain(r *run) *explanation {
 	x := &r.cached
-	if x.current(e.epoch) {
+	// Nothing changes while a question is answered.
+	if x.checked == e.question && x.made {
+		return x
+	}
+	if x.current(e.epoch) && (x.nodes < 0 || x.nodes == len(e.graph.nodes[r.vertex.cluster])) {
+		x.checked, x.root = e.question, nil
 		return x
 	}
 	rows := e.modes.explainer[r.name]
@@ -103,7 +111,7 @@ func (e *Engine) explain(r *run) *explanation {
 		}
 	}
 	places := s.run()
-	*x = explanation{made: true, clock: e.graph.clock, epoch: e.epoch}
+	*x = explanation{made: true, checked: e.question, clock: e.graph.clock, epoch: e.epoch}
 	known := map[*vertex]bool{}
 	best := map[any]int{} // by change or run
 	for i := range places {
@@ -114,9 +122,10 @@ func (e *Engine) explain(r *run) *explanation {
 		}
 		e.candidatesAt(x, r, rows, places, i, best)
 	}
+	// A node that is not there yet touches nothing that was reached.
+	x.nodes = -1
 	if s.want[Cluster] {
-		// A node that is not there yet touches nothing that was reached.
-		x.made = false
+		x.nodes = len(e.graph.nodes[r.vertex.cluster])
 	}
 	x.candidates = withoutConsequences(x.candidates)
 	slices.SortFunc(x.candidates, func(a, b candidate) int {

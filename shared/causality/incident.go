@@ -79,6 +79,7 @@ func (e *Engine) family(v *vertex, into map[*vertex]bool) {
 // incidents folds all runs into groups and shows those that count and that the
 // filter lets through.
 func (e *Engine) incidents(now time.Time, filter func(*group) bool) []*ahtiv1.Incident {
+	e.question++
 	var found []*ahtiv1.Incident
 	for _, g := range e.groups() {
 		if !e.opened(g) || filter != nil && !filter(g) {
@@ -139,6 +140,17 @@ func (e *Engine) confidence(x *explanation, of int) float64 {
 
 // rootOf follows the likeliest causes as far as they go.
 func (e *Engine) rootOf(c *candidate) any {
+	if c.change != nil {
+		return c.change
+	}
+	x := e.explain(c.run)
+	if x.root == nil {
+		x.root = e.follow(c)
+	}
+	return x.root
+}
+
+func (e *Engine) follow(c *candidate) any {
 	var way []*run
 	for {
 		if c.change != nil {

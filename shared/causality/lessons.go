@@ -122,6 +122,7 @@ func (e *Engine) Learn(now time.Time) bool {
 	if through <= e.lessons.Through {
 		return false
 	}
+	e.question++
 	type pair struct {
 		cause   *change
 		symptom string
