@@ -17,8 +17,9 @@ const (
 	// history is the time that the events of a run are spread over. It ends when
 	// the run begins: nothing of it is in the future, or older than AHTI keeps.
 	history = 50 * time.Minute
-	// pods is how many pods a node has.
-	pods = 40
+	// pods is how many pods of a node fail, and databases how many they cannot
+	// reach: a few things fail again and again, as they do when something broke.
+	pods, databases = 5, 3
 )
 
 // book is what one source has to deliver: the events 1 to Events, each of which
@@ -80,7 +81,7 @@ func (b book) event(n int) *eventv1.Event {
 		e.Metadata["tapio.oom.limit_bytes"] = strconv.Itoa(1 << (20 + random.IntN(10)))
 		e.Data = &eventv1.Event_Kernel{Kernel: &eventv1.KernelEventData{EventType: "oom_kill", OomVictimComm: "api", Signal: 9}}
 	default:
-		peer := fmt.Sprintf("10.0.%d.%d", random.IntN(4), 1+random.IntN(250))
+		peer := fmt.Sprintf("10.0.0.%d", 1+random.IntN(databases))
 		port := uint32(30000 + random.IntN(20000))
 		e.EventType = "network.connection_refused"
 		for key, value := range map[string]string{

@@ -51,6 +51,8 @@ func Parse(text string, files certs.Files) (Endpoint, error) {
 		return Endpoint{}, invalid(text, fmt.Errorf("scheme %q is not known", scheme))
 	case u.Hostname() == "":
 		return Endpoint{}, invalid(text, errors.New("the host is missing"))
+	case strings.ContainsAny(u.Hostname(), "[]"):
+		return Endpoint{}, invalid(text, errors.New("brackets go around an IPv6 address"))
 	case u.Port() == "":
 		return Endpoint{}, invalid(text, errors.New("the port is missing"))
 	case err != nil || port == 0:

@@ -43,6 +43,26 @@ func (s Style) Line(e *eventv1.Event) string {
 	return time.Unix(0, e.GetTimestampUnixNs()).In(zone).Format("15:04:05.000") + "  " + name + "  " + clean(story)
 }
 
+// Sentence says in one line what happened to whom, without time and severity.
+// Like Line it never holds control characters.
+func Sentence(e *eventv1.Event) string {
+	_, kind, found := strings.Cut(e.GetEventType(), ".")
+	if !found {
+		kind = e.GetEventType()
+	}
+	parts := []string{strings.ReplaceAll(kind, "_", " ") + ":"}
+	if name := who(e); name != "-" {
+		parts = append(parts, name)
+	}
+	if story := what(e); story != "" {
+		parts = append(parts, story)
+	}
+	if len(parts) == 1 {
+		parts[0] = strings.TrimSuffix(parts[0], ":")
+	}
+	return clean(strings.Join(strings.Fields(strings.Join(parts, " ")), " "))
+}
+
 const reset = "\x1b[0m"
 
 func severity(s eventv1.Severity) (name, color string) {

@@ -280,3 +280,12 @@ func TestDuration(t *testing.T) {
 		assert.Equal(t, test.want, humanoutput.Duration(test.in), "%d", test.in)
 	}
 }
+
+func TestSentence(t *testing.T) {
+	e := &eventv1.Event{EventType: event.KindContainerExitError, Metadata: map[string]string{
+		event.ProcessExecutableName: "a\x1bb", event.ProcessPID: "7", event.ProcessExitCode: "3", event.TapioProcessRuntimeS: "2",
+	}}
+	require.Equal(t, "exit error: a\uFFFDb[7] exit code 3 after 2 s", humanoutput.Sentence(e))
+	require.Equal(t, "gap", humanoutput.Sentence(&eventv1.Event{EventType: event.KindAgentGap}))
+	require.Equal(t, "strange", humanoutput.Sentence(&eventv1.Event{EventType: "strange"}))
+}

@@ -34,7 +34,10 @@ import (
 const (
 	// handshakeTimeout ends a connection that opens and says nothing.
 	handshakeTimeout = 20 * time.Second
-	// pingEvery finds peers that vanished without closing; idle agents stay.
+	// idleTimeout ends connections without any call; clients connect again by
+	// themselves when they have one. Open streams are calls.
+	idleTimeout = 10 * time.Minute
+	// pingEvery finds peers that vanished without closing.
 	pingEvery   = time.Minute
 	pingTimeout = 20 * time.Second
 	// minPing is how often a client may ping; one that does so more often is
@@ -130,7 +133,7 @@ func NewServer(config Config) (*Server, error) {
 	recovered := recovery.WithRecoveryHandlerContext(s.recovered)
 	options := []grpc.ServerOption{
 		grpc.ConnectionTimeout(handshakeTimeout),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingEvery, Timeout: pingTimeout}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTimeout, Time: pingEvery, Timeout: pingTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 		grpc.MaxRecvMsgSize(config.MaxMessage),
 		grpc.MaxConcurrentStreams(config.MaxStreams),

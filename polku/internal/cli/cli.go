@@ -94,9 +94,6 @@ environment over the file.`,
 		Version:       versionText(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			aliases := map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": flagOTLP}
-			if cmd.Flags().Lookup(flagOTLP) == nil {
-				aliases = nil
-			}
 			if err := config.Load(cmd.Flags(), prefix, environ, aliases); err != nil {
 				return err
 			}

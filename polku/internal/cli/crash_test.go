@@ -15,9 +15,9 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/yairfalse/tapio/polku/internal/journal"
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
-	"github.com/yairfalse/tapio/polku/internal/journal"
 	"github.com/yairfalse/tapio/shared/event"
 )
 
@@ -104,10 +104,10 @@ func held(t *testing.T, dir string) map[string]int {
 // what is sent again, in other batches, is stored once.
 func TestACrashLosesNothingThatWasAcked(t *testing.T) {
 	dir := t.TempDir()
-	s := newSource(20_000)
+	s := newSource(8_000)
 	for crash := range 2 {
 		p := run(t, "--data-dir", dir)
-		err := s.send(t.Context(), p.client(t), 37+crash, func() bool { return len(s.acked) > (crash+1)*4000 })
+		err := s.send(t.Context(), p.client(t), 37+crash, func() bool { return len(s.acked) > (crash+1)*2000 })
 		require.NoError(t, err)
 		p.kill(t)
 		count := held(t, dir)
@@ -148,9 +148,9 @@ func TestARouteGoesOnAfterACrash(t *testing.T) {
 	out, err := os.CreateTemp(t.TempDir(), "out")
 	require.NoError(t, err)
 	defer func() { require.NoError(t, out.Close()) }()
-	s := newSource(6000)
+	s := newSource(4000)
 	p := runIn(t, nil, out, "--data-dir", dir, "--stdout")
-	require.NoError(t, s.send(t.Context(), p.client(t), 50, func() bool { return len(s.acked) >= 3000 }))
+	require.NoError(t, s.send(t.Context(), p.client(t), 50, func() bool { return len(s.acked) >= 2000 }))
 	p.kill(t)
 	p = runIn(t, nil, out, "--data-dir", dir, "--stdout")
 	require.NoError(t, s.send(t.Context(), p.client(t), 50, never))

@@ -18,8 +18,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
-	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
 	"github.com/yairfalse/tapio/polku/internal/cli"
+	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
 )
 
 // patience is how long a test waits for what must happen before it fails.
@@ -114,7 +114,7 @@ func (p *process) said() string {
 func (p *process) kill(t testing.TB) {
 	t.Helper()
 	require.NoError(t, p.cmd.Process.Kill())
-	<-p.ended
+	require.Error(t, <-p.ended, "it was killed")
 }
 
 // stop ends the process as Kubernetes does.

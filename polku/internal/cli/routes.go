@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,17 +12,20 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/yairfalse/tapio/polku/internal/destination/ahti"
+	"github.com/yairfalse/tapio/polku/internal/destination/otlp"
 	"github.com/yairfalse/tapio/polku/internal/destination/stdout"
 	"github.com/yairfalse/tapio/polku/internal/destination/webhook"
 	"github.com/yairfalse/tapio/polku/internal/route"
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	"github.com/yairfalse/tapio/shared/certs"
+	collector "github.com/yairfalse/tapio/shared/otlp"
 )
 
 // Names of the routes. Events name them in route_to, and their cursors are kept
 // by them.
 const (
 	routeAHTI    = "ahti"
+	routeOTLP    = "otlp"
 	routeWebhook = "webhook"
 	routeStdout  = "stdout"
 )
@@ -33,6 +37,9 @@ const flagOTLP = "otlp"
 type routes struct {
 	ahti    string
 	ahtiTLS certs.Files
+
+	otlp    string
+	otlpTLS certs.Files
 
 	webhook            string
 	webhookSecret      string
@@ -47,6 +54,10 @@ func (r *routes) flags(f *pflag.FlagSet) {
 	f.StringVar(&r.ahtiTLS.CA, "ahti-tls-ca", "", "PEM file with the authorities of AHTI's certificate")
 	f.StringVar(&r.ahtiTLS.Cert, "ahti-tls-cert", "", "PEM file with the certificate to show to AHTI")
 	f.StringVar(&r.ahtiTLS.Key, "ahti-tls-key", "", "PEM file with the key of --ahti-tls-cert")
+	f.StringVar(&r.otlp, flagOTLP, "", "route otlp: address of an OpenTelemetry collector's gRPC receiver, HOST:PORT or https://HOST:PORT; also OTEL_EXPORTER_OTLP_ENDPOINT")
+	f.StringVar(&r.otlpTLS.CA, "otlp-tls-ca", "", "PEM file with the authorities of the collector's certificate")
+	f.StringVar(&r.otlpTLS.Cert, "otlp-tls-cert", "", "PEM file with the certificate to show to the collector")
+	f.StringVar(&r.otlpTLS.Key, "otlp-tls-key", "", "PEM file with the key of --otlp-tls-cert")
 	f.StringVar(&r.webhook, "webhook", "", "route webhook: URL to post events to")
 	f.StringVar(&r.webhookSecret, "webhook-secret", "", "base64 secret that signs what is posted; better set as POLKU_WEBHOOK_SECRET")
 	f.StringVar(&r.webhookMinSeverity, "webhook-min-severity", "", "least severe event to post: debug, info, warning, error or critical")
@@ -71,8 +82,8 @@ func severity(flag, name string) (eventv1.Severity, error) {
 }
 
 // destinations makes what the flags name.
-func (r *routes) destinations(out io.Writer) func(prometheus.Registerer, *slog.Logger) (map[string]route.Destination, error) {
-	return func(registry prometheus.Registerer, log *slog.Logger) (map[string]route.Destination, error) {
+func (r *routes) destinations(out io.Writer) func(context.Context, prometheus.Registerer, *slog.Logger) (map[string]route.Destination, error) {
+	return func(ctx context.Context, registry prometheus.Registerer, log *slog.Logger) (map[string]route.Destination, error) {
 		found := make(map[string]route.Destination)
 		var errs []error
 		add := func(name string, d route.Destination, err error) {
@@ -88,6 +99,10 @@ func (r *routes) destinations(out io.Writer) func(prometheus.Registerer, *slog.L
 		if r.ahti != "" {
 			d, err := ahti.New(ahti.Config{Endpoint: r.ahti, TLS: r.ahtiTLS, Log: log, Registry: labeled(routeAHTI)})
 			add(routeAHTI, d, err)
+		}
+		if r.otlp != "" {
+			d, err := otlp.New(ctx, otlp.Config{Collector: collector.Config{Endpoint: r.otlp, TLS: r.otlpTLS}})
+			add(routeOTLP, d, err)
 		}
 		if r.webhook != "" {
 			least, _ := severity("", r.webhookMinSeverity) // check has seen it

@@ -3,6 +3,7 @@ package gateway_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -23,10 +24,10 @@ import (
 	"google.golang.org/grpc/status"
 	goproto "google.golang.org/protobuf/proto"
 
-	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
-	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
 	"github.com/yairfalse/tapio/polku/internal/gateway"
 	"github.com/yairfalse/tapio/polku/internal/journal"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
+	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
 	"github.com/yairfalse/tapio/shared/event"
 	"github.com/yairfalse/tapio/shared/rpc"
 )
@@ -145,7 +146,7 @@ func (h *house) exchange(t testing.TB, batches ...any) *polkuv1.Ack {
 	all := &polkuv1.Ack{}
 	for {
 		ack, err := stream.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return all
 		}
 		require.NoError(t, err)

@@ -131,18 +131,18 @@ type serverLog struct{ log *slog.Logger }
 func (l serverLog) Noticef(format string, v ...any) { l.log.Debug(sprint(format, v)) }
 
 // Warnf implements server.Logger.
-func (l serverLog) Warnf(format string, v ...any)   { l.log.Warn(sprint(format, v)) }
+func (l serverLog) Warnf(format string, v ...any) { l.log.Warn(sprint(format, v)) }
 
 // Fatalf implements server.Logger.
-func (l serverLog) Fatalf(format string, v ...any)  { l.log.Error(sprint(format, v)) }
+func (l serverLog) Fatalf(format string, v ...any) { l.log.Error(sprint(format, v)) }
 
 // Errorf implements server.Logger.
-func (l serverLog) Errorf(format string, v ...any)  { l.log.Error(sprint(format, v)) }
+func (l serverLog) Errorf(format string, v ...any) { l.log.Error(sprint(format, v)) }
 
 // Debugf implements server.Logger.
-func (l serverLog) Debugf(format string, v ...any)  { l.log.Debug(sprint(format, v)) }
+func (l serverLog) Debugf(format string, v ...any) { l.log.Debug(sprint(format, v)) }
 
 // Tracef implements server.Logger.
-func (l serverLog) Tracef(format string, v ...any)  { l.log.Debug(sprint(format, v)) }
+func (l serverLog) Tracef(format string, v ...any) { l.log.Debug(sprint(format, v)) }
 
 func sprint(format string, v []any) string { return strings.TrimSpace(fmt.Sprintf(format, v...)) }

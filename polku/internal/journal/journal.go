@@ -6,6 +6,7 @@
 package journal
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,11 +35,15 @@ const (
 	duplicatesWindow = 2 * time.Minute
 	// deadLetterBytes bounds the dead letters: the oldest go first.
 	deadLetterBytes = 64 << 20
-	// storeTimeout is how long storing one message may take before it counts as
-	// failed. JetStream does not answer when its disk fails.
-	storeTimeout = 10 * time.Second
+	// DefaultStoreTimeout is how long storing one message may take before it
+	// counts as failed. JetStream does not answer when its disk fails.
+	DefaultStoreTimeout = 30 * time.Second
 	// requestTimeout bounds every other request.
 	requestTimeout = 10 * time.Second
+	// infoTimeout bounds the request that tells whether an external log works: a
+	// server that has just died does not answer. An embedded one does, however
+	// slow its disk is.
+	infoTimeout = 2 * time.Second
 	// refreshEvery is how often the fill of the log and of its disk is read.
 	refreshEvery = 250 * time.Millisecond
 	// messageOverhead is more than JetStream stores beside a body.
@@ -67,6 +72,9 @@ type Config struct {
 	// DiskReserve is how many bytes stay free on the disk; 0 is
 	// DefaultDiskReserve.
 	DiskReserve int64
+	// StoreTimeout is how long storing one message may take; 0 is
+	// DefaultStoreTimeout.
+	StoreTimeout time.Duration
 
 	Registry prometheus.Registerer
 	Log      *slog.Logger
@@ -86,7 +94,8 @@ type Journal struct {
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced when room may have come
-	failure error         // why the log is broken, until it works again
+	failure error         // why the log takes nothing, until it works again
+	broken  bool          // an append failed, so that files may be in disorder
 	usage   usage
 }
 
@@ -112,9 +121,8 @@ var (
 
 // Open opens the log and creates what is missing of it.
 func Open(ctx context.Context, config Config) (*Journal, error) {
-	if config.DiskReserve == 0 {
-		config.DiskReserve = DefaultDiskReserve
-	}
+	config.DiskReserve = cmp.Or(config.DiskReserve, DefaultDiskReserve)
+	config.StoreTimeout = cmp.Or(config.StoreTimeout, DefaultStoreTimeout)
 	config.Replicas = max(config.Replicas, 1)
 	m, err := newMetrics(config.Registry)
 	if err != nil {
@@ -173,7 +181,7 @@ func (j *Journal) connect() error {
 		return fmt.Errorf("connect to NATS at %s: %w: set --nats-url to servers that run", url, err)
 	}
 	if j.js, err = jetstream.New(j.conn,
-		jetstream.WithPublishAsyncTimeout(storeTimeout), jetstream.WithDefaultTimeout(requestTimeout)); err != nil {
+		jetstream.WithPublishAsyncTimeout(j.config.StoreTimeout), jetstream.WithDefaultTimeout(requestTimeout)); err != nil {
 		return fmt.Errorf("use JetStream: %w", err)
 	}
 	return nil
@@ -280,8 +288,9 @@ func (r *Receipt) settle(err error) {
 	j := r.journal
 	j.mu.Lock()
 	j.usage.settled += r.size
-	if err != nil && j.failure == nil {
-		j.failure = err
+	if err != nil {
+		j.failure = cmp.Or(j.failure, err)
+		j.broken = j.broken || !isFull(err)
 	}
 	j.mu.Unlock()
 	if err != nil {
@@ -386,13 +395,13 @@ func cause(err error) error {
 // repair brings the log back after a failure.
 func (j *Journal) repair(ctx context.Context) error {
 	j.mu.Lock()
-	failure := j.failure
+	failure, broken := j.failure, j.broken
 	j.mu.Unlock()
-	if failure == nil && (j.embedded == nil || j.embedded.works()) {
+	stopped := j.embedded != nil && !j.embedded.works()
+	if failure == nil && !stopped {
 		return nil
 	}
-	// Another gateway may have filled the log of a cluster: nothing is broken.
-	if failure != nil && j.embedded != nil && !isFull(failure) {
+	if stopped || broken && j.embedded != nil {
 		if free, err := j.embedded.free(); err != nil || free < j.config.DiskReserve {
 			return ErrDiskFull
 		}
@@ -405,13 +414,30 @@ func (j *Journal) repair(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := j.prepare(ctx); err != nil {
-		return err
+	info, err := j.info(ctx)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		err = j.prepare(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if info != nil && info.Cluster != nil && info.Cluster.Leader == "" {
+		return fmt.Errorf("%w: its replicas have no leader", ErrUnavailable)
 	}
 	j.mu.Lock()
-	j.failure = nil
+	j.failure, j.broken = nil, false
 	j.mu.Unlock()
 	return nil
+}
+
+// info asks for the state of the stream.
+func (j *Journal) info(ctx context.Context) (*jetstream.StreamInfo, error) {
+	if j.embedded == nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, infoTimeout)
+		defer cancel()
+	}
+	return j.events.Info(ctx)
 }
 
 func (j *Journal) reconnected(ctx context.Context) error {
@@ -432,7 +458,7 @@ func (j *Journal) refresh(ctx context.Context) error {
 	j.mu.Lock()
 	settled := j.usage.settled
 	j.mu.Unlock()
-	info, err := j.events.Info(ctx)
+	info, err := j.info(ctx)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}

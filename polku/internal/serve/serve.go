@@ -50,7 +50,7 @@ type Config struct {
 
 	Journal journal.Config // without Registry and Log
 	// Routes makes the destinations by the names of their routes.
-	Routes func(registry prometheus.Registerer, log *slog.Logger) (map[string]route.Destination, error)
+	Routes func(ctx context.Context, registry prometheus.Registerer, log *slog.Logger) (map[string]route.Destination, error)
 
 	Version string
 	Log     *slog.Logger
@@ -66,7 +66,6 @@ type Addresses struct {
 
 // Run runs the gateway until ctx ends.
 func Run(ctx context.Context, config Config) error {
-	debug.SetMemoryLimit(memoryLimit)
 	registry := prometheus.NewRegistry()
 	s := &service{config: config, registry: registry, log: config.Log, started: time.Now()}
 	return s.run(ctx)
@@ -145,7 +144,7 @@ func (s *service) listen(ctx context.Context) (err error) {
 }
 
 func (s *service) assemble(ctx context.Context) error {
-	destinations, err := s.config.Routes(s.registry, s.log)
+	destinations, err := s.config.Routes(ctx, s.registry, s.log)
 	if err != nil {
 		return err
 	}
@@ -187,6 +186,7 @@ func (s *service) components(context.Context) map[string]*polkuv1.ComponentHealt
 // serve runs all parts until ctx ends or one of them fails. Sources are sent
 // away first, then the routes stop where they are.
 func (s *service) serve(ctx context.Context) error {
+	debug.SetMemoryLimit(memoryLimit)
 	ctx, fail := context.WithCancel(ctx)
 	defer fail()
 	routing, stopRouting := context.WithCancel(context.WithoutCancel(ctx))

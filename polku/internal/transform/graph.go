@@ -13,6 +13,9 @@ import (
 // a cut id would be the id of something else.
 const MaxNameLen = 1 << 10
 
+// few is how many things or ties nearly every event has at most.
+const few = 8
+
 // graph collects the entities and relationships of one event.
 type graph struct {
 	out    *ahtiv1.AhtiEvent
@@ -38,10 +41,13 @@ type key struct {
 }
 
 func newGraph(out *ahtiv1.AhtiEvent, labels map[string]string) *graph {
+	out.Entities = make([]*ahtiv1.Entity, 0, few)
+	out.Relationships = make([]*ahtiv1.Relationship, 0, few)
 	g := &graph{
 		out:    out,
 		labels: labels,
 		host:   cmp.Or(labels[event.K8sNodeName], labels[event.HostName]),
+		things: make([]*thing, 0, few),
 	}
 	g.check(out.GetCluster())
 	return g
@@ -84,9 +90,8 @@ func (g *graph) check(name string) {
 }
 
 func (g *graph) find(kind ahtiv1.EntityType, id string) *thing {
-	// Nearly every event is about a handful of things, for which a map costs
-	// more than it saves. A Service may have thousands of pods.
-	const few = 16
+	// A map costs more than it saves for a few, but a Service may have thousands
+	// of pods.
 	if g.index == nil && len(g.things) > few {
 		g.index = make(map[key]*thing, 2*len(g.things))
 		for _, t := range g.things {

@@ -83,10 +83,13 @@ func (g *graph) addEndpoint(text string, port uint16) *thing {
 	ip = ip.Unmap().WithZone("")
 	var prefix string
 	if ip.IsLoopback() {
-		if g.host == "" {
-			return nil // every node has this address
+		// Every network namespace has this address: the containers of a pod share
+		// one, other containers have their own, and the rest is the node's.
+		where := cmp.Or(g.labels[event.K8sPodUID], g.labels[event.ContainerID], g.host)
+		if where == "" {
+			return nil
 		}
-		prefix = g.host + "/"
+		prefix = where + "/"
 	}
 	address := ip.String()
 	if port == 0 {

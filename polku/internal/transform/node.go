@@ -137,44 +137,29 @@ func (g *graph) addScheduler(e *eventv1.Event) *thing {
 }
 
 // addOwners adds the workload that a pod belongs to, as far as the metadata
-// names it.
+// names it. The keys are those of the OpenTelemetry semantic conventions.
 func (g *graph) addOwners(pod *thing, namespace string) {
 	if pod == nil {
 		return
 	}
 	owned := pod
-	// A pod has one of these, from the nearest to the farthest.
-	for _, kind := range [...]string{"replicaset", "job", "statefulset", "daemonset", "deployment", "cronjob"} {
-		name, uid := g.owner(kind)
-		if name == "" && uid == "" {
-			continue
-		}
-		_, class := classOf(kind)
-		owner := g.add(class, cmp.Or(uid, qualified(namespace, name)), name, namespace)
+	for _, o := range [...]struct {
+		kind      ahtiv1.EntityType
+		name, uid string
+	}{ // from the nearest to the farthest; a pod has one or two of these
+		{ahtiv1.EntityType_ENTITY_TYPE_REPLICASET, "k8s.replicaset.name", "k8s.replicaset.uid"},
+		{ahtiv1.EntityType_ENTITY_TYPE_JOB, "k8s.job.name", "k8s.job.uid"},
+		{ahtiv1.EntityType_ENTITY_TYPE_STATEFULSET, "k8s.statefulset.name", "k8s.statefulset.uid"},
+		{ahtiv1.EntityType_ENTITY_TYPE_DAEMONSET, "k8s.daemonset.name", "k8s.daemonset.uid"},
+		{ahtiv1.EntityType_ENTITY_TYPE_DEPLOYMENT, "k8s.deployment.name", "k8s.deployment.uid"},
+		{ahtiv1.EntityType_ENTITY_TYPE_CRONJOB, "k8s.cronjob.name", "k8s.cronjob.uid"},
+	} {
+		name := g.labels[o.name]
+		owner := g.add(o.kind, cmp.Or(g.labels[o.uid], qualified(namespace, name)), name, namespace)
 		if owner == nil {
 			continue
 		}
 		g.tie(ahtiv1.RelationshipType_RELATIONSHIP_TYPE_OWNS, owner, owned)
 		owned = owner
 	}
-}
-
-// owner returns name and uid of the pod's owner of a kind. The keys are those of
-// the OpenTelemetry semantic conventions.
-func (g *graph) owner(kind string) (name, uid string) {
-	switch kind {
-	case "replicaset":
-		return g.labels["k8s.replicaset.name"], g.labels["k8s.replicaset.uid"]
-	case "job":
-		return g.labels["k8s.job.name"], g.labels["k8s.job.uid"]
-	case "statefulset":
-		return g.labels["k8s.statefulset.name"], g.labels["k8s.statefulset.uid"]
-	case "daemonset":
-		return g.labels["k8s.daemonset.name"], g.labels["k8s.daemonset.uid"]
-	case "deployment":
-		return g.labels["k8s.deployment.name"], g.labels["k8s.deployment.uid"]
-	case "cronjob":
-		return g.labels["k8s.cronjob.name"], g.labels["k8s.cronjob.uid"]
-	}
-	return "", ""
 }

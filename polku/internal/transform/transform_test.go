@@ -3,6 +3,7 @@ package transform_test
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -345,6 +346,36 @@ func BenchmarkEvent(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
+		})
+	}
+}
+
+// Every network namespace has a loopback address of its own: what one pod's
+// containers say of theirs has nothing to do with the next pod's.
+func TestLoopbackBelongsToItsNamespace(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		more map[string]string
+		want string
+	}{
+		{"pod", map[string]string{event.K8sPodUID: "uid-1", event.ContainerID: "c1", event.HostName: "n1"}, "uid-1/127.0.0.1:15001"},
+		{"container", map[string]string{event.ContainerID: "c1", event.HostName: "n1"}, "c1/127.0.0.1:15001"},
+		{"node", map[string]string{event.HostName: "n1"}, "n1/127.0.0.1:15001"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := &eventv1.Event{
+				Id: "1", TimestampUnixNs: 1772546400e9, Source: "tapio", EventType: event.KindNetworkConnectionRefused,
+				Severity: eventv1.Severity_SEVERITY_ERROR,
+				Metadata: map[string]string{event.NetworkPeerAddress: "127.0.0.1", event.NetworkPeerPort: "15001", event.ErrorType: "ECONNREFUSED"},
+			}
+			maps.Copy(e.Metadata, tt.more)
+			out, err := transform.Event(e)
+			require.NoError(t, err)
+			var ids []string
+			for _, en := range out.GetEntities() {
+				ids = append(ids, en.GetId())
+			}
+			require.Contains(t, ids, tt.want)
 		})
 	}
 }

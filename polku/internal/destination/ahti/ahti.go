@@ -35,6 +35,9 @@ const (
 	// maxRequest is the most that a request carries, bytes: half of what a gRPC
 	// server takes by default, so that no AHTI refuses it for its size.
 	maxRequest = 2 << 20
+	// maxEvents is how many events a request carries: AHTI takes some thousands
+	// at once, however small.
+	maxEvents = 4096
 	// requestOverhead is what a request spends on each event at most, bytes: a
 	// tag and the length.
 	requestOverhead = 6
@@ -168,7 +171,7 @@ func batch(events []*eventv1.Event) (requests []*request, refused []route.Refusa
 				"event %q has %d bytes with its entities: at most %d can be sent", out.GetId(), size, maxRequest)})
 			continue
 		}
-		if last == nil || last.size+size > maxRequest {
+		if last == nil || last.size+size > maxRequest || len(last.indexes) == maxEvents {
 			last = &request{message: &ahtiv1.IngestRequest{}}
 			requests = append(requests, last)
 		}

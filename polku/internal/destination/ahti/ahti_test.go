@@ -188,13 +188,17 @@ func TestSplitsWhatIsTooLargeForOneRequest(t *testing.T) {
 	for _, e := range all {
 		e.Payload = make([]byte, 200<<10)
 	}
-	require.NoError(t, connect(t, ahti.Config{Endpoint: addr}).Deliver(t.Context(), all))
+	d := connect(t, ahti.Config{Endpoint: addr})
+	require.NoError(t, d.Deliver(t.Context(), all))
 	assert.Len(t, s.received(), 4)
 	want := make([]string, len(all))
 	for i := range want {
 		want[i] = strconv.Itoa(i)
 	}
 	assert.Equal(t, want, s.ids())
+
+	require.NoError(t, d.Deliver(t.Context(), events(5000)), "small, but many")
+	assert.Len(t, s.received(), 6)
 }
 
 func TestTellsWhichEventsAreRefused(t *testing.T) {

@@ -207,10 +207,9 @@ func (d *Destination) Close() error {
 }
 
 // Deliver posts the events, in several requests when one would be too large. A
-// server that answers 400, 413 or 422 gets the halves, down to the event that it
-// has something against. What it answers with another 4xx to is refused as a
-// whole, but for 408, 425 and 429, which are tried again as 5xx are, not earlier
-// than Retry-After says.
+// server that answers 400, 413, 415 or 422 gets the halves, down to the event that
+// it has something against. Everything else is tried again, not earlier than
+// Retry-After says: a wrong token or path can be mended.
 func (d *Destination) Deliver(ctx context.Context, events []*eventv1.Event) error {
 	items, refused := d.encode(events)
 	for len(items) > 0 {
@@ -255,7 +254,7 @@ func (d *Destination) encode(events []*eventv1.Event) (items []item, refused []r
 
 // fits returns how many of the items go into one request, at least one.
 func fits(items []item) int {
-	size := 0
+	size := 1 // an array has one byte more than a separator for each
 	for i, it := range items {
 		size += len(it.json) + 1
 		if size > maxBody && i > 0 {
@@ -274,12 +273,13 @@ func (d *Destination) deliver(ctx context.Context, items []item) ([]route.Refusa
 	switch {
 	case a.code >= 200 && a.code <= 299:
 		return nil, nil
-	case a.code == http.StatusRequestTimeout, a.code == http.StatusTooEarly, a.code == http.StatusTooManyRequests, a.code >= 500:
-		d.pause(a.retryAfter)
-		return nil, a
 	case a.code < 400:
 		return nil, fmt.Errorf("%w: this redirect is not followed: set the URL that it leads to", a)
-	case len(items) > 1 && (a.code == http.StatusBadRequest || a.code == http.StatusRequestEntityTooLarge || a.code == http.StatusUnprocessableEntity):
+	case !aboutContent(a.code):
+		// A wrong token or path is no fault of the events, and can be mended.
+		d.pause(a.retryAfter)
+		return nil, a
+	case len(items) > 1:
 		first, err := d.deliver(ctx, items[:len(items)/2])
 		if err != nil {
 			return nil, err
@@ -292,6 +292,17 @@ func (d *Destination) deliver(ctx context.Context, items []item) ([]route.Refusa
 		refused[i] = route.Refusal{Index: it.index, Reason: a.Error()}
 	}
 	return refused, nil
+}
+
+// aboutContent says whether a status tells of the events that were sent; every
+// other one is about how they were sent, or about the server.
+func aboutContent(code int) bool {
+	switch code {
+	case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity:
+		return true
+	default:
+		return false
+	}
 }
 
 // answer is what the server said to a request.

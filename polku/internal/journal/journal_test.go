@@ -1,0 +1,304 @@
+package journal_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/yairfalse/tapio/polku/internal/journal"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
+	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
+)
+
+// patience is how long a test waits for what must happen before it fails.
+const patience = 60 * time.Second
+
+func open(t *testing.T, edit func(*journal.Config)) *journal.Journal {
+	t.Helper()
+	config := journal.Config{
+		MaxBytes: 64 << 20, Retention: time.Hour, Registry: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
+	}
+	edit(&config)
+	j, err := journal.Open(t.Context(), config)
+	require.NoError(t, err)
+	return j
+}
+
+// body is a batch with one event of an id, of about a size.
+func body(t *testing.T, id string, size int) []byte {
+	t.Helper()
+	b, err := proto.Marshal(&polkuv1.IngestBatch{Source: "s", Payload: &polkuv1.IngestBatch_Events{
+		Events: &polkuv1.EventPayload{Events: []*eventv1.Event{{Id: id, Payload: make([]byte, size)}}},
+	}})
+	require.NoError(t, err)
+	return b
+}
+
+// store appends until it is acknowledged, as a source does.
+func store(ctx context.Context, t *testing.T, j *journal.Journal, id string, size int) error {
+	t.Helper()
+	for {
+		receipt, err := j.Append(ctx, id, body(t, id, size))
+		if err == nil {
+			err = receipt.Wait()
+		}
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// ids reads the whole log.
+func ids(t *testing.T, j *journal.Journal) []string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var all []string
+	require.NoError(t, j.Recent(ctx, 1<<40, func(entry journal.Entry) error {
+		events, err := entry.Events()
+		for _, e := range events {
+			all = append(all, e.GetId())
+		}
+		return err
+	}))
+	return all
+}
+
+func TestABodyOfOneIDIsStoredOnceAlsoAfterARestart(t *testing.T) {
+	dir := t.TempDir()
+	for range 2 {
+		j := open(t, func(c *journal.Config) { c.Dir = dir })
+		for range 2 {
+			require.NoError(t, store(t.Context(), t, j, "one", 10))
+		}
+		require.Equal(t, []string{"one"}, ids(t, j))
+		require.NoError(t, j.Close())
+	}
+}
+
+func TestOneDirectoryIsForOneProcess(t *testing.T) {
+	dir := t.TempDir()
+	j := open(t, func(c *journal.Config) { c.Dir = dir })
+	defer func() { require.NoError(t, j.Close()) }()
+	_, err := journal.Open(t.Context(), journal.Config{
+		Dir: dir, MaxBytes: 64 << 20, Registry: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
+	})
+	require.ErrorContains(t, err, "another polku has it")
+}
+
+func TestTrimKeepsWhatIsNotPassedOrYoung(t *testing.T) {
+	dir := t.TempDir()
+	j := open(t, func(c *journal.Config) { c.Dir = dir })
+	for i := range 10 {
+		require.NoError(t, store(t.Context(), t, j, fmt.Sprint(i), 10))
+	}
+	require.NoError(t, j.Trim(t.Context(), 10))
+	require.Len(t, ids(t, j), 10, "all is young")
+	require.NoError(t, j.Close())
+
+	j = open(t, func(c *journal.Config) { c.Dir, c.Retention = dir, time.Nanosecond })
+	require.NoError(t, j.Trim(t.Context(), 7))
+	require.Equal(t, []string{"7", "8", "9"}, ids(t, j), "the rest is not passed")
+	require.NoError(t, j.Trim(t.Context(), 7))
+	require.NoError(t, j.Trim(t.Context(), 100))
+	require.Empty(t, ids(t, j))
+	require.NoError(t, store(t.Context(), t, j, "new", 10))
+	require.Equal(t, []string{"new"}, ids(t, j))
+	require.NoError(t, j.Close())
+
+	// Above the watermark history goes whatever its age, but no more than has to.
+	j = open(t, func(c *journal.Config) { c.Dir, c.MaxBytes = t.TempDir(), 4<<20 })
+	defer func() { require.NoError(t, j.Close()) }()
+	for i := range 35 {
+		require.NoError(t, store(t.Context(), t, j, fmt.Sprint(i), 100<<10))
+	}
+	require.NoError(t, j.Trim(t.Context(), 35))
+	left := len(ids(t, j))
+	require.Less(t, left, 34)
+	require.Greater(t, left, 25)
+}
+
+// inside in the environment names the small disk that the test is on.
+const inside = "TEST_SMALL_DISK"
+
+// JetStream stops for good when it meets a full disk. The log starts it again
+// when there is room, with everything that was acknowledged.
+func TestJetStreamMeetsAFullDisk(t *testing.T) {
+	dir := os.Getenv(inside)
+	if dir == "" {
+		onSmallDisk(t)
+		return
+	}
+	j := open(t, func(c *journal.Config) {
+		c.Dir, c.DiskReserve, c.StoreTimeout, c.MaxBytes = filepath.Join(dir, "log"), 1, time.Second, 1<<30
+	})
+	var acked []string
+	for i := range 20 {
+		require.NoError(t, store(t.Context(), t, j, fmt.Sprint("before-", i), 100<<10))
+		acked = append(acked, fmt.Sprint("before-", i))
+	}
+	hog, err := os.Create(filepath.Join(dir, "hog"))
+	require.NoError(t, err)
+	for err == nil {
+		_, err = hog.Write(make([]byte, 64<<10))
+	}
+	require.ErrorIs(t, err, syscall.ENOSPC)
+	require.NoError(t, hog.Close())
+
+	// The log was last seen with room, so this goes to JetStream and fails.
+	receipt, err := j.Append(t.Context(), "lost", body(t, "lost", 300<<10))
+	if err == nil {
+		err = receipt.Wait()
+	} else {
+		t.Log("the log saw the disk fill before the append")
+	}
+	require.Error(t, err)
+	require.Eventually(t, func() bool { return errors.Is(j.Blocked(), journal.ErrDiskFull) }, patience, 10*time.Millisecond)
+	require.NoError(t, os.Remove(hog.Name()))
+	for i := range 20 {
+		require.NoError(t, store(t.Context(), t, j, fmt.Sprint("after-", i), 100<<10))
+		acked = append(acked, fmt.Sprint("after-", i))
+	}
+	got := ids(t, j)
+	if len(got) == len(acked)+1 {
+		require.Equal(t, "lost", got[20], "what was not acknowledged may be there")
+		got = append(got[:20], got[21:]...)
+	}
+	require.Equal(t, acked, got)
+	require.NoError(t, j.Close())
+}
+
+// onSmallDisk runs the test again, in a mount namespace with a disk of 16 MiB.
+func onSmallDisk(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs to be root to mount a small disk")
+	}
+	dir := t.TempDir()
+	self, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "sh", "-c",
+		`mount -t tmpfs -o size=16m tmpfs "$0" && exec "$@"`, dir, self, "-test.run", "^"+t.Name()+"$", "-test.v")
+	cmd.Env = append(os.Environ(), inside+"="+dir)
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, string(out))
+	require.NotContains(t, string(out), "saw the disk fill before")
+	require.Contains(t, string(out), "--- PASS: "+t.Name())
+}
+
+// cluster starts three servers of NATS on loopback.
+func cluster(t *testing.T) []*server.Server {
+	t.Helper()
+	// Routes need to know each other's ports before the servers start.
+	var routes []*url.URL
+	ports := make([]int, 3)
+	for i := range ports {
+		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		address, ok := l.Addr().(*net.TCPAddr)
+		require.True(t, ok)
+		ports[i] = address.Port
+		routes = append(routes, &url.URL{Scheme: "nats", Host: l.Addr().String()})
+		require.NoError(t, l.Close())
+	}
+	servers := make([]*server.Server, 3)
+	for i := range servers {
+		s, err := server.NewServer(&server.Options{
+			ServerName: fmt.Sprint("nats-", i), Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true,
+			JetStream: true, StoreDir: t.TempDir(), SyncAlways: true, Routes: routes,
+			Cluster: server.ClusterOpts{Name: "polku", Host: "127.0.0.1", Port: ports[i]},
+		})
+		require.NoError(t, err)
+		s.Start()
+		t.Cleanup(func() {
+			s.Shutdown()
+			s.WaitForShutdown()
+		})
+		servers[i] = s
+	}
+	require.Eventually(t, func() bool {
+		for _, s := range servers {
+			if s.JetStreamIsLeader() {
+				return everyPeerIsCurrent(s)
+			}
+		}
+		return false
+	}, patience, 10*time.Millisecond)
+	return servers
+}
+
+func everyPeerIsCurrent(leader *server.Server) bool {
+	health, err := leader.Jsz(&server.JSzOptions{})
+	if err != nil || health.Meta == nil || len(health.Meta.Replicas) != 2 {
+		return false
+	}
+	for _, r := range health.Meta.Replicas {
+		if !r.Current || r.Offline {
+			return false
+		}
+	}
+	return true
+}
+
+// The leader of a cluster dies while events come in. What is acknowledged is
+// there, once, and reading goes on.
+func TestAClusterLosesItsLeader(t *testing.T) {
+	servers := cluster(t)
+	var urls []string
+	for _, s := range servers {
+		urls = append(urls, s.ClientURL())
+	}
+	j := open(t, func(c *journal.Config) {
+		c.URL, c.Replicas, c.StoreTimeout = strings.Join(urls, ","), 3, 2*time.Second
+	})
+	defer func() { require.NoError(t, j.Close()) }()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	read := make(chan []string, 1)
+	const all = 300
+	go func() {
+		reader := j.ReadFrom(1)
+		defer reader.Close()
+		var seen []string
+		for len(seen) < all {
+			entry, err := reader.Next(ctx)
+			if err != nil {
+				break
+			}
+			if events, err := entry.Events(); err == nil {
+				seen = append(seen, events[0].GetId())
+			}
+		}
+		read <- seen
+	}()
+	var acked []string
+	for i := range all {
+		if i == all/2 {
+			for _, s := range servers {
+				if s.JetStreamIsStreamLeader("$G", "POLKU_EVENTS") {
+					s.Shutdown()
+					s.WaitForShutdown()
+				}
+			}
+		}
+		require.NoError(t, store(ctx, t, j, fmt.Sprint(i), 1000))
+		acked = append(acked, fmt.Sprint(i))
+	}
+	require.Equal(t, acked, ids(t, j))
+	require.Equal(t, acked, <-read, "a reader misses and repeats nothing")
+}

@@ -1,0 +1,255 @@
+package route_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/yairfalse/tapio/polku/internal/journal"
+	"github.com/yairfalse/tapio/polku/internal/route"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
+	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
+)
+
+// patience is how long a test waits for what must happen before it fails.
+const patience = 60 * time.Second
+
+// recorder is a destination that does what a test tells it.
+type recorder struct {
+	mu     sync.Mutex
+	ids    []string
+	closed bool
+	answer func(events []*eventv1.Event) error // may be nil
+	hang   chan struct{}                       // may be nil
+}
+
+func (r *recorder) Deliver(ctx context.Context, events []*eventv1.Event) error {
+	if r.hang != nil {
+		select {
+		case <-r.hang:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.answer != nil {
+		if err := r.answer(events); err != nil {
+			return err
+		}
+	}
+	for _, e := range events {
+		r.ids = append(r.ids, e.GetId())
+	}
+	return nil
+}
+
+func (r *recorder) Close() error {
+	r.closed = true
+	return nil
+}
+
+func (r *recorder) got() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.ids)
+}
+
+type rig struct {
+	*route.Runner
+	journal  *journal.Journal
+	registry *prometheus.Registry
+	stop     func()
+}
+
+// start runs routes over the log in dir.
+func start(t *testing.T, dir string, destinations map[string]route.Destination) *rig {
+	t.Helper()
+	r := &rig{registry: prometheus.NewRegistry()}
+	var err error
+	r.journal, err = journal.Open(t.Context(), journal.Config{
+		Dir: dir, MaxBytes: 64 << 20, Retention: time.Hour, Registry: r.registry, Log: slog.New(slog.DiscardHandler),
+	})
+	require.NoError(t, err)
+	r.Runner, err = route.New(route.Config{
+		Journal: r.journal, Destinations: destinations, Registry: r.registry, Log: slog.New(slog.DiscardHandler),
+	})
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		require.NoError(t, <-ended)
+		require.NoError(t, r.journal.Close())
+	})
+	t.Cleanup(r.stop)
+	return r
+}
+
+// store stores one batch of events with ids from a prefix, and returns the ids.
+func (r *rig) store(t *testing.T, prefix string, n int, edit func(e *eventv1.Event)) []string {
+	t.Helper()
+	payload := &polkuv1.EventPayload{}
+	var ids []string
+	for i := range n {
+		e := &eventv1.Event{Id: fmt.Sprintf("%s-%d", prefix, i)}
+		if edit != nil {
+			edit(e)
+		}
+		payload.Events = append(payload.Events, e)
+		ids = append(ids, e.GetId())
+	}
+	body, err := proto.Marshal(&polkuv1.IngestBatch{Source: "s", Payload: &polkuv1.IngestBatch_Events{Events: payload}})
+	require.NoError(t, err)
+	receipt, err := r.journal.Append(t.Context(), prefix, body)
+	require.NoError(t, err)
+	require.NoError(t, receipt.Wait())
+	return ids
+}
+
+func delivers(t *testing.T, r *recorder, want []string) {
+	t.Helper()
+	require.Eventually(t, func() bool { return len(r.got()) >= len(want) }, patience, time.Millisecond)
+	require.Equal(t, want, r.got())
+}
+
+func TestARouteGoesOnWhereItWas(t *testing.T) {
+	dir := t.TempDir()
+	first := &recorder{}
+	r := start(t, dir, map[string]route.Destination{"a": first})
+	var want []string
+	for i := range 30 {
+		want = append(want, r.store(t, fmt.Sprint("b", i), 100, nil)...)
+	}
+	delivers(t, first, want)
+	r.stop()
+	require.True(t, first.closed)
+
+	second := &recorder{}
+	r = start(t, dir, map[string]route.Destination{"a": second})
+	delivers(t, second, r.store(t, "later", 3, nil))
+}
+
+func TestAFailedDeliveryIsRepeatedInOrder(t *testing.T) {
+	d := &recorder{}
+	failures := 0
+	d.answer = func([]*eventv1.Event) error {
+		if failures++; failures%3 != 0 {
+			return errors.New("no route to host")
+		}
+		return nil
+	}
+	r := start(t, t.TempDir(), map[string]route.Destination{"a": d})
+	var want []string
+	for i := range 5 {
+		want = append(want, r.store(t, fmt.Sprint("b", i), 10, nil)...)
+	}
+	delivers(t, d, want)
+	require.Eventually(t, func() bool { return r.Status()[0].Cursor == 5 }, patience, time.Millisecond)
+	require.NoError(t, r.Status()[0].Failure)
+	require.False(t, r.Status()[0].FailedAt.IsZero())
+}
+
+func TestARouteThatHangsHoldsUpNoOtherButTheLog(t *testing.T) {
+	stuck, quick := &recorder{hang: make(chan struct{})}, &recorder{}
+	r := start(t, t.TempDir(), map[string]route.Destination{"stuck": stuck, "quick": quick})
+	want := append(r.store(t, "one", 10, nil), r.store(t, "two", 10, nil)...)
+	delivers(t, quick, want)
+	require.NoError(t, testutil.GatherAndCompare(r.registry, stringReader(`
+# HELP polku_route_lag_messages Messages of the log that a route has not delivered yet.
+# TYPE polku_route_lag_messages gauge
+polku_route_lag_messages{route="quick"} 0
+polku_route_lag_messages{route="stuck"} 2
+`), "polku_route_lag_messages"))
+	close(stuck.hang)
+	delivers(t, stuck, want)
+}
+
+func TestRefusedEventsBecomeDeadLetters(t *testing.T) {
+	d := &recorder{answer: func(events []*eventv1.Event) error {
+		refused := &route.Refused{}
+		for i, e := range events {
+			if e.GetSeverity() == eventv1.Severity_SEVERITY_CRITICAL {
+				refused.Events = append(refused.Events, route.Refusal{Index: i, Reason: "too\nbad \xff"})
+			}
+		}
+		if len(refused.Events) > 0 {
+			return refused
+		}
+		return nil
+	}}
+	r := start(t, t.TempDir(), map[string]route.Destination{"a": d})
+	r.store(t, "bad", 3, func(e *eventv1.Event) {
+		if e.GetId() == "bad-1" {
+			e.Severity = eventv1.Severity_SEVERITY_CRITICAL
+		}
+	})
+	require.Eventually(t, func() bool { return r.Status()[0].Cursor == 1 }, patience, time.Millisecond)
+	var letters []journal.DeadLetter
+	require.NoError(t, r.journal.DeadLetters(t.Context(), "a", 10, func(l journal.DeadLetter) error {
+		letters = append(letters, l)
+		return nil
+	}))
+	require.Len(t, letters, 1)
+	require.Equal(t, "bad-1", letters[0].Event.GetId())
+	require.Equal(t, "s", letters[0].Event.GetSource(), "complete")
+	require.Equal(t, "a", letters[0].Route)
+	require.Equal(t, "too bad \uFFFD", letters[0].Reason)
+	delivers(t, d, r.store(t, "good", 1, nil))
+}
+
+func TestRouteToNamesTheRoutes(t *testing.T) {
+	a, b := &recorder{}, &recorder{}
+	r := start(t, t.TempDir(), map[string]route.Destination{"a": a, "b": b})
+	r.store(t, "x", 3, func(e *eventv1.Event) {
+		switch e.GetId() {
+		case "x-0":
+			e.RouteTo = []string{"a"}
+		case "x-1":
+			e.RouteTo = []string{"b", "c"}
+		}
+	})
+	delivers(t, a, []string{"x-0", "x-2"})
+	delivers(t, b, []string{"x-1", "x-2"})
+}
+
+func TestReplayDeliversASpanAgain(t *testing.T) {
+	d := &recorder{}
+	r := start(t, t.TempDir(), map[string]route.Destination{"a": d})
+	old := r.store(t, "old", 2, nil)
+	from := time.Now()
+	var span []string
+	for i := range 3 {
+		span = append(span, r.store(t, fmt.Sprint("span", i), 2, nil)...)
+	}
+	to := time.Now()
+	young := r.store(t, "young", 2, nil)
+	all := slices.Concat(old, span, young)
+	delivers(t, d, all)
+
+	var last route.Progress
+	report := func(p route.Progress) error { last = p; return nil }
+	require.NoError(t, r.Replay(t.Context(), "a", from, to, report))
+	require.Equal(t, slices.Concat(all, span), d.got())
+	require.Equal(t, len(span), last.Events)
+	require.EqualValues(t, 5, r.Status()[0].Cursor, "the route stays where it is")
+
+	require.NoError(t, r.Replay(t.Context(), "a", from, time.Now().Add(time.Hour), report))
+	require.Equal(t, slices.Concat(all, span, span, young), d.got())
+	require.NoError(t, r.Replay(t.Context(), "a", time.Now(), time.Now().Add(time.Hour), report), "there is nothing")
+	require.ErrorIs(t, r.Replay(t.Context(), "b", from, to, report), route.ErrNoRoute)
+}
+
+func stringReader(s string) *strings.Reader { return strings.NewReader(s) }
