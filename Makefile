@@ -5,7 +5,7 @@ MODULES  := ./proto/... ./bpf/... ./shared/... ./tapio/... ./polku/... ./ahti/..
 BINARIES := tapio polku ahti
 # What loads programs into a kernel is also tested on other kernels.
 ON_KERNELS := ./tapio/internal/agent ./tapio/internal/feed ./bpf ./bpf/cgroup
-PACKAGES := clang-16 llvm-16 libbpf-dev shellcheck cpio qemu-system-x86 debian-archive-keyring xz-utils zstd
+PACKAGES := clang-16 llvm-16 libbpf-dev shellcheck cpio qemu-system-x86 debian-archive-keyring xz-utils zstd postgresql
 
 export PATH := $(CURDIR)/bin/tools:$(PATH)
 SUDO   := $(if $(filter-out 0,$(shell id -u)),sudo)

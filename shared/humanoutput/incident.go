@@ -43,10 +43,13 @@ func (s Style) Incident(i *ahtiv1.Incident) string {
 		line("  %s", s.paint(bold, "how it came about"))
 		for n, l := range i.GetChain() {
 			line("  %s  %s%s", s.clock(l.GetTimestamp().AsTime(), i), arrow(n), told(l.GetText(), l.GetKind(), l.GetEntity()))
-		}
-		for _, c := range i.GetCauses()[:min(1, len(i.GetCauses()))] {
-			for _, change := range c.GetChanges() {
-				line("            %s: %s → %s", Clean(change.GetPath()), value(change.GetOld()), value(change.GetNew()))
+			for _, c := range i.GetCauses()[:min(1, len(i.GetCauses()))] {
+				if c.GetEventId() != l.GetEventId() {
+					continue
+				}
+				for _, change := range c.GetChanges() {
+					line("            %s: %s → %s", Clean(change.GetPath()), value(change.GetOld()), value(change.GetNew()))
+				}
 			}
 		}
 	}
@@ -192,7 +195,7 @@ func told(text, kind string, e *ahtiv1.Entity) string {
 	if text == "" {
 		text = kind
 	}
-	if e != nil && !strings.Contains(text, e.GetName()) {
+	if e != nil && (e.GetName() == "" || !strings.Contains(text, e.GetName())) {
 		text = entity(e) + ": " + text
 	}
 	return Clean(text)

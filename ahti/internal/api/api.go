@@ -96,7 +96,9 @@ func (s *Server) Serve(ctx context.Context) error {
 	if err := s.http.Shutdown(stop); err != nil {
 		_ = s.http.Close() // what it reports, the listener, is closed already
 	}
-	<-ended
+	if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve JSON on %s: %w", s.Addr(), err)
+	}
 	return nil
 }
 

@@ -93,8 +93,6 @@ func BenchmarkMillion(b *testing.B) {
 	w := ahtitest.Workload{Pods: 2000, Start: time.Now().Add(-time.Hour), Step: time.Hour / time.Duration(n), Cluster: "prod"}
 	r := run(b, config)
 	for i := 0; i < n; i += 50_000 {
-		part := w
-		part.Start = w.Start.Add(time.Duration(i) * w.Step)
 		var all []*ahtiv1.IngestRequest
 		for j := i; j < min(n, i+50_000); j += 500 {
 			all = append(all, &ahtiv1.IngestRequest{Events: w.Events(j, 500)})

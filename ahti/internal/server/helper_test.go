@@ -41,8 +41,8 @@ func TestMain(m *testing.M) {
 // running is an ahti in this process.
 type running struct {
 	ahtiv1.AhtiServiceClient
-	grpc, http, telemetry string
-	stop                  func() error
+	grpc, http string
+	stop       func() error
 }
 
 // run starts an ahti, which ends with the test.

@@ -9,7 +9,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/yairfalse/tapio/ahti/internal/ingest"
 	"github.com/yairfalse/tapio/ahti/internal/store"
@@ -103,12 +102,8 @@ func (s *Service) submit(ctx context.Context, request *ahtiv1.IngestRequest) una
 	if n := len(request.GetEvents()); n > maxEventsAtOnce {
 		return unanswered{err: status.Errorf(codes.InvalidArgument, "the request has %d events: send at most %d at once", n, maxEventsAtOnce)}
 	}
-	bytes := min(int64(proto.Size(request)), maxInFlight)
-	if err := s.inFlight.Acquire(ctx, bytes); err != nil {
-		return unanswered{err: status.FromContextError(err).Err()}
-	}
 	u := unanswered{response: &ahtiv1.IngestResponse{}}
-	now := time.Now()
+	now, bytes := time.Now(), int64(0)
 	records := make([]*store.Record, 0, len(request.GetEvents()))
 	for _, e := range request.GetEvents() {
 		body, refused := encode(e, now)
@@ -120,12 +115,16 @@ func (s *Service) submit(ctx context.Context, request *ahtiv1.IngestRequest) una
 			})
 			continue
 		}
+		bytes += int64(len(body))
 		u.response.EventIds = append(u.response.EventIds, e.GetId())
 		records = append(records, &store.Record{Event: e, Body: body, Relevant: s.config.Engine.Relevant(e)})
 	}
 	if len(records) == 0 {
-		s.inFlight.Release(bytes)
 		return u
+	}
+	bytes = min(bytes, maxInFlight)
+	if err := s.inFlight.Acquire(ctx, bytes); err != nil {
+		return unanswered{err: status.FromContextError(err).Err()}
 	}
 	batch := &ingest.Batch{Records: records, Release: func() { s.inFlight.Release(bytes) }}
 	if err := s.config.Writer.Submit(ctx, batch); err != nil {

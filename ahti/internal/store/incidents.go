@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"time"
 
@@ -96,18 +97,14 @@ func (s *Store) Incidents(ctx context.Context, f IncidentFilter, each func(*ahti
 	if f.After != nil {
 		where("(started_at < ? OR started_at = ? AND id > ?)", f.After.StartedAt, f.After.StartedAt, f.After.ID)
 	}
-	if err := s.query(ctx, query+" ORDER BY started_at DESC, id", args, incidents(each)); err != nil && err != errEnough { //nolint:errorlint // never wrapped
+	if err := s.query(ctx, query+" ORDER BY started_at DESC, id", args, incidents(each)); err != nil && !errors.Is(err, errEnough) {
 		return fmt.Errorf("list incidents: %w", err)
 	}
 	return nil
 }
 
-type enough struct{}
-
-func (enough) Error() string { return "enough" }
-
 // errEnough ends a query early.
-var errEnough error = enough{}
+var errEnough = errors.New("enough")
 
 func incidents(each func(*ahtiv1.Incident) bool) func(*sql.Rows) error {
 	return func(rows *sql.Rows) error {
