@@ -131,7 +131,9 @@ func (c *chain) delivered() bool {
 func (c *chain) summary(steps []step, took time.Duration) string {
 	var text strings.Builder
 	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
-	row := func(name, format string, values ...any) { fmt.Fprintf(w, "  %s\t%s\n", name, fmt.Sprintf(format, values...)) }
+	row := func(name, format string, values ...any) {
+		fmt.Fprintf(w, "  %s\t%s\n", name, fmt.Sprintf(format, values...))
+	}
 	s := c.settings
 	outcome := "lost 0, duplicates 0, order kept"
 	if c.t.Failed() {
@@ -167,4 +169,3 @@ func (c *chain) summary(steps []step, took time.Duration) string {
 	_ = w.Flush() // into memory
 	return text.String()
 }
-

@@ -87,7 +87,7 @@ func build(to string) error {
 		if name == "v2" {
 			name = natsServer
 		}
-		cmd := exec.Command("go", "build", "-p", "2", "-o", filepath.Join(to, name), p)
+		cmd := exec.Command(goCommand(), "build", "-p", "2", "-o", filepath.Join(to, name), p)
 		cmd.Dir = filepath.Join("..", "..")
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -95,4 +95,12 @@ func build(to string) error {
 		}
 	}
 	return nil
+}
+
+// goCommand is the go command that runs this test: sudo has another PATH.
+func goCommand() string {
+	if root := os.Getenv("GOROOT"); root != "" {
+		return filepath.Join(root, "bin", "go")
+	}
+	return "go"
 }
