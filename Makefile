@@ -15,7 +15,7 @@ TOOLS  := bin/tools/golangci-lint
 SHELL  := /bin/bash -o pipefail
 
 .DEFAULT_GOAL := help
-.PHONY: help setup generate build run test lint test-kernels ledger bench fuzz clean
+.PHONY: help setup generate build run demo test lint test-kernels ledger bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ $(TOOLS): tools/go.mod tools/go.sum
 bin/tools/testrun: $(wildcard tools/testrun/*.go)
 	GOWORK=off CGO_ENABLED=0 go build -C tools/testrun -trimpath -o ../../bin/tools/testrun .
 
+bin/tools/otelcol: $(wildcard tools/otelcol/*)
+	GOWORK=off CGO_ENABLED=0 go build -C tools/otelcol -p 2 -trimpath -ldflags '-s -w' -o ../../bin/tools/otelcol .
+
 generate: $(TOOLS) ## make the code that is generated from protobuf, BPF and the event registry
 	cd proto && buf generate
 	cd bpf && go generate ./...
@@ -43,7 +46,11 @@ build: ## build the binaries and print their sizes
 run: build ## run the agent on this machine: anomalies, one a line (FLAGS="--output json")
 	$(SUDO) bin/tapio $(FLAGS)
 
-test: bin/tools/testrun ## run all tests on this machine's kernel
+demo: build ## start the whole chain on this machine, break a server, and see it explained
+	go build -trimpath -o bin/demo ./e2e/demo
+	$(SUDO) bin/demo
+
+test: bin/tools/testrun bin/tools/otelcol ## run all tests on this machine's kernel
 	go test -p 2 -race -short -count=1 $(AS_ROOT) -json $(MODULES) 2>&1 | \
 		testrun -allow-skip '^github.com/yairfalse/tapio/bpf/kernels/'
 	GOWORK=off go test -C tools/testrun -json ./... | testrun
@@ -51,6 +58,7 @@ test: bin/tools/testrun ## run all tests on this machine's kernel
 lint: $(TOOLS) ## check style, imports, and that generated code is current
 	golangci-lint run $(MODULES)
 	cd tools/testrun && GOWORK=off golangci-lint run ./...
+	cd tools/otelcol && GOWORK=off golangci-lint run ./...
 	cd proto && buf lint && buf format -d --exit-code
 	tools/check-generated.sh
 	shellcheck .ci/run bpf/kernels/fetch bpf/kernels/test tools/*.sh
@@ -71,7 +79,7 @@ ledger: ## count EVENTS events by id through the chain while KILLS kills, full d
 	go test -run '^TestLedger$$' -count=1 -v -timeout 4h $(AS_ROOT) ./e2e/ledger
 
 bench: ## measure: the cost of a program run, of a record, of a look-up
-	go test -run '^$$' -bench . -benchmem -benchtime 3s $(AS_ROOT) ./bpf/tcp ./tapio/internal/feed ./tapio/internal/owner ./shared/event
+	go test -run '^$$' -bench . -benchmem -benchtime 3s $(AS_ROOT) ./bpf/tcp ./tapio/internal/feed ./tapio/internal/owner ./shared/event ./shared/queue ./shared/polku
 
 fuzz: ## try every decoder and parser with odd input for FUZZTIME (10s) each
 	@set -e; for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' proto bpf shared tapio polku ahti | xargs -n1 dirname | sort -u); do \

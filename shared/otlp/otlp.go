@@ -140,9 +140,9 @@ func (x *Exporter) Export(ctx context.Context, events []*eventv1.Event) error {
 	}
 	err := x.logs.Export(ctx, x.records)
 	clear(x.records)
-	var rejected *Rejected
-	if s, ok := status.FromError(err); ok && s.Code() == codes.InvalidArgument && !errors.As(err, &rejected) {
-		return &Rejected{Events: int64(len(events)), Message: s.Message()}
+	var answer interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &answer) && answer.GRPCStatus().Code() == codes.InvalidArgument {
+		return &Rejected{Events: int64(len(events)), Message: answer.GRPCStatus().Message()}
 	}
 	if err != nil {
 		return fmt.Errorf("export %d events by OTLP: %w", len(events), err)

@@ -60,8 +60,11 @@ const (
 	keepaliveTimeout = 20 * time.Second
 )
 
-// NoID is the reason of an event without an id: it could never be acked.
-const NoID queue.Reason = "no_id"
+// Reasons to lose an event besides those of the queue.
+const (
+	NoID    queue.Reason = "no_id"   // it could never be acked
+	Invalid queue.Reason = "invalid" // it cannot be encoded: text that is not UTF-8
+)
 
 // Config says where the gateway is and what is sent to it.
 type Config struct {
@@ -106,11 +109,9 @@ type Client struct {
 
 	mu        sync.Mutex
 	window    window
-	moved     uint64        // events that went from the queue to the window
-	idle      chan struct{} // closed when nothing is left; nil if nobody waits
-	hold      time.Time     // the gateway asked to send nothing until then
-	holds     int           // in a row
-	down      error         // why there is no stream; nil while there is one
+	hold      time.Time // the gateway asked to send nothing until then
+	holds     int       // in a row
+	down      error     // why there is no stream; nil while there is one
 	keepalive time.Duration
 	counts    counts
 }
@@ -172,27 +173,20 @@ func (c *Client) Send(ctx context.Context, e *eventv1.Event) error {
 // Flush waits until every event was acked or refused, or until ctx is done. Its
 // error says how many were left and why.
 func (c *Client) Flush(ctx context.Context) error {
-	c.mu.Lock()
-	if c.idle == nil {
-		c.idle = make(chan struct{})
+	if err := c.queue.Flush(ctx); err != nil {
+		return errors.Join(fmt.Errorf("deliver events to gateway %s: %d are left: %w", c.config.Endpoint, c.Pending(), err), c.Ready())
 	}
-	idle := c.idle
-	c.checkIdle()
-	c.mu.Unlock()
-	select {
-	case <-idle:
-		return nil
-	case <-ctx.Done():
-		return errors.Join(fmt.Errorf("deliver events to gateway %s: %d are left: %w", c.config.Endpoint, c.Pending(), ctx.Err()), c.Ready())
-	}
+	return nil
 }
 
 // Pending is the number of events that are neither acked nor refused nor lost.
-func (c *Client) Pending() int {
+func (c *Client) Pending() int { return c.queue.Stats().Pending() }
+
+// Acked is the number of events that are in the gateway's log.
+func (c *Client) Acked() uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := c.queue.Stats()
-	return s.Events + int(s.Taken-c.moved) + c.window.events
+	return c.counts.acked
 }
 
 // Lost is the number of events that were dropped, and of those that the gateway
@@ -205,18 +199,6 @@ func (c *Client) Lost() uint64 {
 		n += refused
 	}
 	return n
-}
-
-// checkIdle wakes those who wait for everything to be settled. The caller holds
-// the lock.
-func (c *Client) checkIdle() {
-	if c.idle == nil || c.window.events > 0 {
-		return
-	}
-	if s := c.queue.Stats(); s.Events == 0 && s.Taken == c.moved {
-		close(c.idle)
-		c.idle = nil
-	}
 }
 
 // Ready says why the gateway cannot be reached, or nil.
@@ -293,6 +275,7 @@ func (c *Client) dial() (*grpc.ClientConn, error) {
 	return grpc.NewClient("dns:///"+c.endpoint.Address,
 		grpc.WithTransportCredentials(c.endpoint.Credentials()),
 		grpc.WithDefaultServiceConfig(shuffle),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(newCodec())),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.WithChainStreamInterceptor(
 			c.grpcMetrics.StreamClientInterceptor(),

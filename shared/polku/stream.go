@@ -113,24 +113,24 @@ func (c *Client) awaitWindow(ctx context.Context) error {
 // register makes a batch of what was taken from the queue. It is remembered
 // before it is sent: from here on only an ack makes it go away.
 func (c *Client) register(events []*eventv1.Event) *batch {
-	taken := len(events)
 	if gap, lost := c.queue.TakeGap(); lost {
 		e := gap.Event(c.events, c.config.Source)
 		maps.Copy(e.GetMetadata(), c.config.Identity)
 		events = slices.Insert(events, 0, e)
 		c.log.Warn("events were lost", "events", gap.Events, "since", gap.Began)
 	}
-	b := &batch{
-		left: len(events), events: events,
-		message: &polkuv1.IngestBatch{
-			Source: c.config.Source, Cluster: c.config.Cluster,
-			Payload: &polkuv1.IngestBatch_Events{Events: &polkuv1.EventPayload{Events: events}},
-		},
+	wire, events := encode(c.config.Source, c.config.Cluster, events, func(e *eventv1.Event, err error) {
+		c.queue.Lose(e, Invalid)
+		c.queue.Done(1)
+		c.log.Error("event dropped", "event_type", e.GetEventType(), "error", err)
+	})
+	b := &batch{left: len(events), events: events, wire: wire}
+	if b.left == 0 {
+		return b
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.window.add(b)
-	c.moved += uint64(taken)
 	return b
 }
 
@@ -145,7 +145,7 @@ func (c *Client) write(ctx context.Context, s stream, b *batch) error {
 	if wait > 0 && !sleep(ctx, wait) {
 		return ctx.Err()
 	}
-	if err := s.Send(b.message); err != nil {
+	if err := s.SendMsg(b.wire); err != nil {
 		return err
 	}
 	c.mu.Lock()
@@ -177,10 +177,12 @@ type refusal struct {
 func (c *Client) settle(ack *polkuv1.Ack) {
 	var done, again []*eventv1.Event
 	var refused []refusal
+	settled := 0 // copies of one event included
 	c.mu.Lock()
 	batches := len(c.window.batches)
 	for _, id := range ack.GetEventIds() {
-		e := c.window.settle(id)
+		e, copies := c.window.settle(id)
+		settled += copies
 		if e == nil {
 			c.counts.unknown++
 			continue
@@ -191,7 +193,8 @@ func (c *Client) settle(ack *polkuv1.Ack) {
 		}
 	}
 	for _, why := range ack.GetErrors() {
-		e := c.window.settle(why.GetEventId())
+		e, copies := c.window.settle(why.GetEventId())
+		settled += copies
 		code := why.GetCode()
 		switch {
 		case e == nil && why.GetEventId() != "":
@@ -208,7 +211,6 @@ func (c *Client) settle(ack *polkuv1.Ack) {
 		// The order of what is still in flight cannot be kept, that of the queue
 		// can.
 		c.queue.Return(again)
-		c.moved -= uint64(len(again))
 		c.slowDown()
 	} else if len(ack.GetEventIds()) > 0 {
 		c.holds = 0
@@ -219,7 +221,7 @@ func (c *Client) settle(ack *polkuv1.Ack) {
 		default:
 		}
 	}
-	c.checkIdle()
+	c.queue.Done(settled - len(again))
 	c.mu.Unlock()
 
 	if len(done) > 0 {

@@ -4,16 +4,15 @@ import (
 	"slices"
 
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
-	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
 )
 
 // batch is one message that was or will be sent. A batch is repeated as it was,
 // even after some of its events were acked: the gateway may know it by all of
 // its ids together.
 type batch struct {
-	message *polkuv1.IngestBatch
-	events  []*eventv1.Event // of the message
-	left    int              // events that are not settled
+	wire   encoded
+	events []*eventv1.Event // in it
+	left   int              // events that are not settled
 	// earlier has, for events whose id was in flight already, where.
 	earlier map[int]place
 }
@@ -47,14 +46,15 @@ func (w *window) add(b *batch) {
 
 // settle forgets the event of an id and returns it; nil if it is not in flight.
 // Copies of an event share its fate.
-func (w *window) settle(id string) *eventv1.Event {
+func (w *window) settle(id string) (e *eventv1.Event, copies int) {
 	p, found := w.places[id]
 	if !found {
-		return nil
+		return nil, 0
 	}
 	delete(w.places, id)
-	e := p.batch.events[p.index]
+	e = p.batch.events[p.index]
 	for found {
+		copies++
 		b := p.batch
 		w.events--
 		if b.left--; b.left == 0 {
@@ -63,5 +63,5 @@ func (w *window) settle(id string) *eventv1.Event {
 		}
 		p, found = b.earlier[p.index]
 	}
-	return e
+	return e, copies
 }

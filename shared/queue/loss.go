@@ -105,11 +105,15 @@ func (q *Queue) Lost() uint64 {
 }
 
 // TakeGap returns the losses since the last call, if there were any. Whoever
-// calls it has to tell of them.
+// calls it has to tell of them, and then counts as having taken one more event.
 func (q *Queue) TakeGap() (Gap, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	g := q.books.gap
 	q.books.gap = Gap{}
-	return g, g.Events > 0
+	if g.Events == 0 {
+		return g, false
+	}
+	q.taken++
+	return g, true
 }

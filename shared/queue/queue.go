@@ -45,10 +45,11 @@ type Queue struct {
 	tail  int32
 	n     int
 	bytes int
-	taken uint64
+	taken int // and not done
 	by    [severities]class
 	want  Batch         // what the taker waits for; zero when it does not wait
 	room  chan struct{} // closed when there is room again; nil if nobody waits
+	empty chan struct{} // closed when nothing is pending; nil if nobody waits
 	books books
 }
 
@@ -132,7 +133,8 @@ func (q *Queue) Put(ctx context.Context, e *eventv1.Event) error {
 	}
 }
 
-// Take removes the oldest events. It waits for the first one until ctx is done,
+// Take hands out the oldest events. Whoever takes them says when they are Done,
+// or gives them back with Return. It waits for the first one until ctx is done,
 // and then for b.Linger at most until the batch is full. It returns at least
 // one event, or the error of ctx and leaves the queue as it is.
 func (q *Queue) Take(ctx context.Context, b Batch) ([]*eventv1.Event, error) {
@@ -157,7 +159,7 @@ func (q *Queue) Take(ctx context.Context, b Batch) ([]*eventv1.Event, error) {
 		// The oldest of all is the oldest of its severity.
 		events = append(events, q.remove(severity(q.nodes[q.head].event)))
 	}
-	q.taken += uint64(len(events))
+	q.taken += len(events)
 	return events, nil
 }
 
@@ -191,18 +193,56 @@ func (q *Queue) wait(ctx context.Context, want Batch, timeout <-chan time.Time) 
 func (q *Queue) Return(events []*eventv1.Event) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.taken -= uint64(len(events))
+	q.taken -= len(events)
 	for _, e := range slices.Backward(events) {
 		q.prepend(e, Size(e), severity(e))
 	}
 }
 
+// Done tells that n of the events that were taken are delivered, or will never
+// be.
+func (q *Queue) Done(n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.taken -= n
+	q.checkEmpty()
+}
+
+// Flush waits until nothing is pending, or until ctx is done, which is the
+// error.
+func (q *Queue) Flush(ctx context.Context) error {
+	q.mu.Lock()
+	if q.empty == nil {
+		q.empty = make(chan struct{})
+	}
+	empty := q.empty
+	q.checkEmpty()
+	q.mu.Unlock()
+	select {
+	case <-empty:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// checkEmpty wakes those who wait in Flush. The caller holds the lock.
+func (q *Queue) checkEmpty() {
+	if q.empty != nil && q.n+q.taken == 0 {
+		close(q.empty)
+		q.empty = nil
+	}
+}
+
 // Stats is what a queue holds.
 type Stats struct {
-	Events int    // queued
-	Bytes  int    // their memory, as Size has it
-	Taken  uint64 // events that were taken and not returned, since the start
+	Events int // that wait
+	Bytes  int // their memory, as Size has it
+	Taken  int // events that were taken and are neither done nor returned
 }
+
+// Pending is the number of events whose fate is open.
+func (s Stats) Pending() int { return s.Events + s.Taken }
 
 // Stats returns all figures of one moment.
 func (q *Queue) Stats() Stats {

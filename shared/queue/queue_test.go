@@ -115,7 +115,8 @@ func TestOfferSheds(t *testing.T) {
 func TestOfferKeepsWithinItsBytes(t *testing.T) {
 	small, big := make1(1, info), make1(2, info)
 	size := queue.Size(small)
-	big.Payload = make([]byte, 3*size-queue.Size(big))
+	const tagAndLength = 1 + 2
+	big.Payload = make([]byte, 3*size-queue.Size(big)-tagAndLength)
 	q := queue.New(queue.Limits{Events: 100, Bytes: 5 * size})
 	for range 5 {
 		require.True(t, q.Offer(small))
@@ -237,6 +238,35 @@ func TestReturnPutsBackInFront(t *testing.T) {
 	require.Equal(t, "1 2", take(t, q))
 }
 
+func TestFlushWaitsForWhatIsTakenToo(t *testing.T) {
+	q := queue.New(queue.Limits{Events: 3, Bytes: 1 << 20})
+	require.NoError(t, q.Flush(t.Context()))
+	for n := range 4 {
+		q.Offer(make1(n, info))
+	}
+	flushed := make(chan error)
+	go func() { flushed <- q.Flush(t.Context()) }()
+	events, err := q.Take(t.Context(), all)
+	require.NoError(t, err)
+	_, lost := q.TakeGap()
+	require.True(t, lost)
+	require.Equal(t, queue.Stats{Taken: 4}, q.Stats())
+	q.Return(events[2:])
+	q.Done(2)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, q.Flush(ctx), context.DeadlineExceeded)
+	require.Equal(t, 2, q.Stats().Pending())
+	require.Equal(t, "3", take(t, q))
+	q.Done(2)
+	select {
+	case err := <-flushed:
+		require.NoError(t, err)
+	case <-time.After(patience):
+		t.Fatal("not flushed")
+	}
+}
+
 func TestPutWaitsForRoom(t *testing.T) {
 	const senders, each = 4, 500
 	q := queue.New(queue.Limits{Events: 3, Bytes: 1 << 20})
@@ -277,7 +307,7 @@ func TestAgainstASimpleQueue(t *testing.T) {
 	q := queue.New(queue.Limits{Events: limit, Bytes: 1 << 20})
 	var model []*eventv1.Event
 	lost := 0
-	for n := range 20_000 {
+	for n := range 5_000 {
 		switch random.IntN(10) {
 		case 0:
 			if len(model) == 0 {
@@ -345,7 +375,7 @@ func TestMemoryOfAFullQueueIsWhatSizeSays(t *testing.T) {
 	const bytes = 8 << 20
 	q := queue.New(queue.Limits{Events: 20_000, Bytes: bytes})
 	before := heap()
-	for n := range 40_000 {
+	for n := range 10_000 {
 		e := proto.CloneOf(typical(n)) // with strings of its own
 		for k, v := range e.GetMetadata() {
 			e.Metadata[k] = strings.Clone(v)

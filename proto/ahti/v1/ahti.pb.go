@@ -735,7 +735,7 @@ func (x *TimelineRequest) GetPageToken() string {
 // TimelineResponse is a page of events.
 type TimelineResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The events by time, then id.
+	// The events by time, those of one moment as they were stored.
 	Events []*AhtiEvent `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
 	// Asks for the next page; empty at the end.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -24,6 +25,8 @@ import (
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	"github.com/yairfalse/tapio/shared/event"
 	"github.com/yairfalse/tapio/shared/humanoutput"
+	"github.com/yairfalse/tapio/shared/otlp"
+	"github.com/yairfalse/tapio/shared/polku"
 	"github.com/yairfalse/tapio/shared/telemetry"
 	"github.com/yairfalse/tapio/tapio/internal/feed"
 	"github.com/yairfalse/tapio/tapio/internal/observer"
@@ -57,6 +60,13 @@ type Config struct {
 
 	TCP tcp.Options
 
+	Node    string // k8s.node.name; empty if not known
+	Cluster string // k8s.cluster.name; empty if not known
+	// Where else to send events: each if its Endpoint is not empty. The agent
+	// fills in who it is.
+	Polku polku.Config
+	OTLP  otlp.Config
+
 	Stdout  io.Writer // events
 	Summary io.Writer // the accounting at the end
 	Log     *slog.Logger
@@ -77,7 +87,9 @@ type agent struct {
 	log        *slog.Logger
 	host       string
 	events     *event.Factory
-	sinks      []*sink.Lines
+	identity   map[string]string // metadata of every event
+	sinks      []Sink
+	remotes    []remote // of the sinks
 	shared     *bpf.Shared
 	feed       *feed.Feed
 	node       *observer.Node
@@ -98,7 +110,7 @@ func Run(ctx context.Context, config Config) error {
 		return err
 	}
 	a := newAgent(config)
-	if err := a.open(); err != nil {
+	if err := a.open(ctx); err != nil {
 		return err
 	}
 	return a.run(ctx)
@@ -108,7 +120,7 @@ func newAgent(config Config) *agent {
 	return &agent{config: config, log: config.Log, events: event.NewFactory(), tried: map[string]bool{}, mapBytes: map[string]uint64{}}
 }
 
-func (a *agent) open() (err error) {
+func (a *agent) open(ctx context.Context) (err error) {
 	if a.host, err = os.Hostname(); err != nil {
 		return fmt.Errorf("read the host's name: %w", err)
 	}
@@ -118,6 +130,10 @@ func (a *agent) open() (err error) {
 	case JSON:
 		a.sinks = append(a.sinks, sink.NewJSON(a.config.Stdout))
 	case None:
+	}
+	a.identify()
+	if err := a.openRemotes(ctx); err != nil {
+		return err
 	}
 	if a.shared, err = bpf.NewShared(); err != nil {
 		return err
@@ -186,8 +202,16 @@ func (a *agent) run(ctx context.Context) error {
 	feedCtx, stopFeed := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopFeed()
 
+	registry := prometheus.NewRegistry()
+	if err := a.register(registry); err != nil {
+		return err
+	}
 	var background sync.WaitGroup
-	if err := a.serve(ctx, &background); err != nil {
+	if err := a.serve(ctx, registry, &background); err != nil {
+		return err
+	}
+	stopDelivery, err := a.deliver(ctx, registry)
+	if err != nil {
 		return err
 	}
 	feedDone := make(chan error, 1)
@@ -202,6 +226,7 @@ func (a *agent) run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 	case err := <-feedDone:
+		stopDelivery()
 		return err
 	}
 	finished := make(chan error, 1)
@@ -209,7 +234,7 @@ func (a *agent) run(ctx context.Context) error {
 		<-supervised
 		stopFeed()
 		err := <-feedDone
-		finished <- errors.Join(err, a.finish())
+		finished <- errors.Join(err, a.finish(stopDelivery))
 		background.Wait()
 	}()
 	select {
@@ -220,13 +245,22 @@ func (a *agent) run(ctx context.Context) error {
 	}
 }
 
-func (a *agent) serve(ctx context.Context, background *sync.WaitGroup) error {
+func (a *agent) register(registry *prometheus.Registry) error {
+	collectors := []prometheus.Collector{a.metrics}
+	for _, r := range a.remotes {
+		collectors = append(collectors, r)
+	}
+	for _, c := range collectors {
+		if err := registry.Register(c); err != nil {
+			return fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	return nil
+}
+
+func (a *agent) serve(ctx context.Context, registry *prometheus.Registry, background *sync.WaitGroup) error {
 	if a.config.Listen == "" {
 		return nil
-	}
-	registry := prometheus.NewRegistry()
-	if err := registry.Register(a.metrics); err != nil {
-		return fmt.Errorf("register metrics: %w", err)
 	}
 	server, err := telemetry.NewServer(telemetry.Config{
 		Address: a.config.Listen, Flag: "listen", Registry: registry, StopTimeout: stopWithin / 4, Log: a.log,
@@ -235,6 +269,9 @@ func (a *agent) serve(ctx context.Context, background *sync.WaitGroup) error {
 		return err
 	}
 	server.ReadyWhen("observers", a.ready)
+	for _, r := range a.remotes {
+		server.ReadyWhen(r.name, r.Ready)
+	}
 	if err := server.Listen(ctx); err != nil {
 		return err
 	}
@@ -247,15 +284,16 @@ func (a *agent) serve(ctx context.Context, background *sync.WaitGroup) error {
 	return nil
 }
 
-// finish handles what is left and tells the accounting.
-func (a *agent) finish() error {
+// finish handles what is left, delivers it, and tells the accounting.
+func (a *agent) finish(stopDelivery func()) error {
 	err := a.feed.Drain()
 	if a.network != nil {
 		a.network.Stop()
 	}
+	stopDelivery()
 	lines, countErr := a.feed.Accounting()
 	if countErr == nil {
-		writeSummary(a.config.Summary, lines)
+		writeSummary(a.config.Summary, lines, a.remotes)
 	}
 	return errors.Join(err, countErr, a.feed.Close())
 }
@@ -276,7 +314,7 @@ var errStarting = errors.New("starting")
 // emit completes an event, checks it and hands it to the outputs. Wrong
 // evidence is never sent.
 func (a *agent) emit(e *eventv1.Event) error {
-	e.Metadata[event.HostName] = a.host
+	maps.Copy(e.GetMetadata(), a.identity)
 	if err := event.Validate(e); err != nil {
 		a.log.Error("an observer made an invalid event", "event_type", e.GetEventType(), "error", err)
 		return err

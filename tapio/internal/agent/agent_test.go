@@ -887,7 +887,7 @@ func TestBecameNormal(t *testing.T) {
 func TestUnavailable(t *testing.T) {
 	l := startLabOf(t, nil, func(ctx context.Context, c Config) error {
 		a := newAgent(c)
-		if err := a.open(); err != nil {
+		if err := a.open(ctx); err != nil {
 			return err
 		}
 		a.supervisor.Tasks[slices.Index(c.Observers, container.Name)].Run = func(context.Context, func()) error {

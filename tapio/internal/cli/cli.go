@@ -15,8 +15,12 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/yairfalse/tapio/shared/certs"
 	"github.com/yairfalse/tapio/shared/config"
+	"github.com/yairfalse/tapio/shared/endpoint"
 	"github.com/yairfalse/tapio/shared/humanoutput"
+	"github.com/yairfalse/tapio/shared/otlp"
+	"github.com/yairfalse/tapio/shared/polku"
 	"github.com/yairfalse/tapio/shared/telemetry"
 	"github.com/yairfalse/tapio/tapio/internal/agent"
 	"github.com/yairfalse/tapio/tapio/internal/observer/container"
@@ -52,6 +56,20 @@ type options struct {
 	cgroupFS  string
 	procFS    string
 	config    string
+	node      string
+	cluster   string
+	polku     string
+	polkuTLS  certs.Files
+	otlp      string
+}
+
+// aliases are environment variables that users know from elsewhere.
+func aliases() map[string]string {
+	return map[string]string{
+		"POLKU_ENDPOINT":              "polku",
+		"OTEL_EXPORTER_OTLP_ENDPOINT": "otlp",
+		"NODE_NAME":                   "node",
+	}
 }
 
 func newAgent(environ []string) *cobra.Command {
@@ -73,7 +91,7 @@ the environment over the file.`,
 		SilenceErrors: true,
 		Version:       versionText(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := config.Load(cmd.Flags(), prefix, environ, nil); err != nil {
+			if err := config.Load(cmd.Flags(), prefix, environ, aliases()); err != nil {
 				return err
 			}
 			c, err := o.agent(cmd, environ)
@@ -94,6 +112,13 @@ the environment over the file.`,
 	f.TextVar(&o.logFormat, "log-format", telemetry.Text, "format of the logs: text or json")
 	f.StringVar(&o.cgroupFS, "cgroup-root", "/sys/fs/cgroup", "where the control groups are mounted")
 	f.StringVar(&o.procFS, "proc-root", "/proc", "where procfs is mounted")
+	f.StringVar(&o.node, "node", "", "name of this node in Kubernetes (also NODE_NAME)")
+	f.StringVar(&o.cluster, "cluster", "", "name of the cluster")
+	f.StringVar(&o.polku, "polku", "", "gateway to send events to: https://host:port, http://host:port for plaintext, or host:port for TLS if a file is named (also POLKU_ENDPOINT)")
+	f.StringVar(&o.polkuTLS.CA, "polku-ca", "", "PEM file with the authority of the gateway's certificate; the system's without")
+	f.StringVar(&o.polkuTLS.Cert, "polku-cert", "", "PEM file with the certificate to show to the gateway")
+	f.StringVar(&o.polkuTLS.Key, "polku-key", "", "PEM file with the key of --polku-cert")
+	f.StringVar(&o.otlp, "otlp", "", "OpenTelemetry collector to send events and metrics to, OTLP over gRPC; written as --polku (also OTEL_EXPORTER_OTLP_ENDPOINT)")
 	f.StringVar(&o.config, config.FileFlag, "", "YAML file with flags as keys")
 	return cmd
 }
@@ -117,6 +142,10 @@ func (o *options) agent(cmd *cobra.Command, environ []string) (agent.Config, err
 		Listen:    o.listen,
 		CgroupFS:  o.cgroupFS,
 		ProcFS:    o.procFS,
+		Node:      o.node,
+		Cluster:   o.cluster,
+		Polku:     polku.Config{Endpoint: o.polku, TLS: o.polkuTLS},
+		OTLP:      otlp.Config{Endpoint: o.otlp, Cluster: o.cluster},
 		Stdout:    cmd.OutOrStdout(),
 		Summary:   cmd.ErrOrStderr(),
 		Log:       telemetry.NewLogger(cmd.ErrOrStderr(), o.logLevel.Level, o.logFormat),
@@ -139,11 +168,32 @@ func (o *options) agent(cmd *cobra.Command, environ []string) (agent.Config, err
 	errs = append(errs,
 		oneOf("output", o.output, string(agent.Text), string(agent.JSON), string(agent.None)),
 		oneOf("color", o.color, "auto", "always", "never"))
+	errs = append(errs, o.destinations()...)
 	c.Style = humanoutput.Style{
 		Color: o.color == "always" || o.color == "auto" && isTerminal(c.Stdout) && !slices.ContainsFunc(environ, noColor),
 		Zone:  time.Local,
 	}
 	return c, errors.Join(errs...)
+}
+
+// destinations checks where events go.
+func (o *options) destinations() []error {
+	var errs []error
+	if o.polku == "" && !o.polkuTLS.Empty() {
+		errs = append(errs, errors.New("--polku-ca, --polku-cert and --polku-key are for --polku, which is empty"))
+	}
+	for _, d := range []struct {
+		flag, endpoint string
+		files          certs.Files
+	}{{"polku", o.polku, o.polkuTLS}, {"otlp", o.otlp, certs.Files{}}} {
+		if d.endpoint == "" {
+			continue
+		}
+		if _, err := endpoint.Parse(d.endpoint, d.files); err != nil {
+			errs = append(errs, fmt.Errorf("--%s: %w", d.flag, err))
+		}
+	}
+	return errs
 }
 
 func oneOf(flag, value string, allowed ...string) error {

@@ -57,6 +57,11 @@ func TestBadFlags(t *testing.T) {
 		{"--verbose", []string{"--verbose"}},
 		{"--output", []string{"--output", "needs an argument"}},
 		{"--config /does/not/exist.yaml", []string{"--config", "/does/not/exist.yaml", "no such file"}},
+		{"--polku gateway", []string{"--polku", `"gateway"`, "port is missing", "http://host:port"}},
+		{"--polku gateway:1 --polku-ca /does/not/exist.pem", []string{"--polku", "CA file", "/does/not/exist.pem"}},
+		{"--polku gateway:1 --polku-cert /does/not/exist.pem", []string{"--polku", "/does/not/exist.pem", "key"}},
+		{"--polku-ca /does/not/exist.pem", []string{"--polku-ca", "--polku, which is empty"}},
+		{"--otlp ftp://collector:1", []string{"--otlp", `"ftp"`}},
 		{"watch", []string{`unknown command "watch"`}},
 		{"probe --output json", []string{"--output"}},
 		{"version now", []string{`"now"`}},
@@ -92,6 +97,8 @@ func TestBadEnvironment(t *testing.T) {
 		{"TAPIO_OUTPTU=json", []string{"TAPIO_OUTPTU", "TAPIO_OUTPUT"}},
 		{"TAPIO_LOG_LEVEL=loud", []string{"TAPIO_LOG_LEVEL", `"loud"`, "debug, info, warn or error"}},
 		{"TAPIO_CONFIG=/does/not/exist.yaml", []string{"/does/not/exist.yaml"}},
+		{"POLKU_ENDPOINT=gateway", []string{"--polku", `"gateway"`}},
+		{"OTEL_EXPORTER_OTLP_ENDPOINT=collector", []string{"--otlp", `"collector"`}},
 	}
 	for _, test := range tests {
 		t.Run(test.variable, func(t *testing.T) {
@@ -157,7 +164,8 @@ func TestHelp(t *testing.T) {
 		"probe ", "version ", "TAPIO_EXIT_SCOPE",
 		"--observer strings", "(default [network,container])", "--exit-scope strings", "(default [containers,services])",
 		"--output string", "text, json or none", "--color string", "--listen string", `"127.0.0.1:9465"`,
-		"--log-level", "--log-format", "--cgroup-root string", `"/sys/fs/cgroup"`, "--proc-root string", "--config string",
+		"--log-level", "--log-format", "--polku string", "POLKU_ENDPOINT", "--polku-ca", "--polku-cert", "--polku-key",
+		"--otlp string", "OTEL_EXPORTER_OTLP_ENDPOINT", "--node string", "--cluster string", "--cgroup-root string", `"/sys/fs/cgroup"`, "--proc-root string", "--config string",
 	} {
 		assert.Contains(t, stdout, want)
 	}
