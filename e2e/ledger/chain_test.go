@@ -1,9 +1,9 @@
 package ledger
 
 import (
+	"database/sql"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -334,11 +334,8 @@ func (c *chain) startPostgres() {
 
 func (c *chain) awaitPostgres() {
 	c.t.Helper()
-	require.Eventually(c.t, func() bool {
-		conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", postgresPort), time.Second)
-		if err != nil {
-			return false
-		}
-		return conn.Close() == nil
-	}, patience, 50*time.Millisecond, "PostgreSQL does not start")
+	db, err := sql.Open("pgx", c.postgresURL())
+	require.NoError(c.t, err)
+	require.Eventually(c.t, func() bool { return db.PingContext(c.t.Context()) == nil }, patience, 50*time.Millisecond, "PostgreSQL does not start")
+	require.NoError(c.t, db.Close())
 }

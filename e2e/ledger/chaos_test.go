@@ -57,7 +57,7 @@ func plan(s settings) []step {
 	if s.postgres {
 		victims = append(victims, "postgres")
 	}
-	short, spread := 500*time.Millisecond, time.Second
+	short, spread := 300*time.Millisecond, 500*time.Millisecond
 	if s.events >= longRun {
 		short, spread = 2*time.Second, 6*time.Second
 	}

@@ -15,8 +15,9 @@ const (
 	// program is the source that events name, as the agent does.
 	program = "tapio"
 	// history is the time that the events of a run are spread over. It ends when
-	// the run begins: nothing of it is in the future, or older than AHTI keeps.
-	history = 50 * time.Minute
+	// the run begins: nothing of it is in the future, or older than AHTI keeps. Of
+	// a million events that is two or three a second.
+	history = 5 * 24 * time.Hour
 	// pods is how many pods of a node fail, and databases how many they cannot
 	// reach: a few things fail again and again, as they do when something broke.
 	pods, databases = 5, 3

@@ -25,7 +25,7 @@ const (
 
 const (
 	// The short run, which is part of all tests.
-	shortEvents, shortKills = 20_000, 9
+	shortEvents, shortKills = 20_000, 6
 	sources                 = 4
 	// bytesPerEvent is more than AHTI's store takes for one.
 	bytesPerEvent = 3 << 10
