@@ -119,6 +119,8 @@ func startChain(t *testing.T, s settings) *chain {
 	})
 	c.awaitReady(c.ahti)
 	c.awaitReady(c.polku)
+	// While a cluster chooses a leader it does not start, and is started again.
+	c.polku.excuse(s.nats)
 	c.openGate(0)
 	for _, b := range c.books {
 		c.sources = append(c.sources, c.start(&process{name: b.Source, finite: true, command: func() *exec.Cmd { return c.sourceCommand(b) }}))

@@ -162,7 +162,8 @@ func (c *chain) summary(steps []step, took time.Duration) string {
 	}
 	row("duplicates absorbed", "at least %.0f by polku, %.0f by ahti", c.polku.total("polku_gateway_events_duplicate_total"), c.ahti.total("ahti_events_duplicate_total"))
 	row("deliveries repeated", "at least %.0f by polku; commits failed %.0f", c.polku.total("polku_route_retries_total"), c.ahti.total("ahti_commits_failed_total"))
-	row("restarts of the log", "%.0f inside polku; polku ended on a full disk %d times, ahti %d", c.polku.total("polku_log_restarts_total"), c.polku.excuses, c.ahti.excuses)
+	row("restarts of the log", "%.0f inside polku", c.polku.total("polku_log_restarts_total"))
+	row("gave up at a start", "polku %d times, ahti %d, without disk or servers", c.polku.excuses, c.ahti.excuses)
 	for _, p := range c.processes() {
 		row("most memory of "+p.name, "%d MiB resident", p.peak>>20)
 	}

@@ -34,7 +34,7 @@ type process struct {
 	kills    int
 	pause    time.Duration // before the next start; negative when no kill is due
 	stopping bool
-	excused  bool     // its disk is full: it may end
+	excused  bool     // its disk is full or its servers are away: it may end
 	excuses  int      // ends while excused
 	faults   []string // ends that nobody ordered
 	peak     int64    // largest resident set, bytes
