@@ -91,6 +91,22 @@ func TestABodyOfOneIDIsStoredOnceAlsoAfterARestart(t *testing.T) {
 	}
 }
 
+// Alerts compare the size of the log with the size at which it is full.
+func TestTellsWhenItIsFull(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	j := open(t, func(c *journal.Config) { c.Dir, c.MaxBytes, c.Registry = t.TempDir(), 32<<20, registry })
+	defer func() { require.NoError(t, j.Close()) }()
+	families, err := registry.Gather()
+	require.NoError(t, err)
+	for _, f := range families {
+		if f.GetName() == "polku_log_max_bytes" {
+			require.EqualValues(t, 32<<20, f.GetMetric()[0].GetGauge().GetValue())
+			return
+		}
+	}
+	require.Fail(t, "polku_log_max_bytes is missing")
+}
+
 func TestOneDirectoryIsForOneProcess(t *testing.T) {
 	dir := t.TempDir()
 	j := open(t, func(c *journal.Config) { c.Dir = dir })
