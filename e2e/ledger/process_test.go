@@ -179,7 +179,7 @@ func (p *process) observe() {
 	if err == nil {
 		p.peak = max(p.peak, peak)
 	}
-	if counters != nil {
+	if counters != nil && p.cmd == cmd { // else the next start may have answered
 		p.counters[start] = counters
 	}
 }
