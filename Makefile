@@ -78,8 +78,13 @@ ledger: export KILLS ?= 60
 ledger: ## count EVENTS events by id through the chain while KILLS kills, full disks and hangs from SEED befall it
 	go test -run '^TestLedger$$' -count=1 -v -timeout 4h $(AS_ROOT) ./e2e/ledger
 
-bench: ## measure: the cost of a program run, of a record, of a look-up
-	go test -run '^$$' -bench . -benchmem -benchtime 3s $(AS_ROOT) ./bpf/tcp ./tapio/internal/feed ./tapio/internal/owner ./shared/event ./shared/queue ./shared/polku
+bench: build bin/tools/otelcol ## measure: the cost of a program run, of a record, of a look-up; AHTI; the gateway beside a collector
+	go test -run '^$$' -bench . -benchmem -benchtime 3s $(AS_ROOT) ./bpf/tcp ./tapio/internal/feed ./tapio/internal/owner ./shared/event ./shared/queue ./shared/polku ./shared/causality ./polku/internal/transform
+	go test -run '^$$' -bench Ingest -benchtime 300000x ./ahti/internal/server
+	go test -run '^$$' -bench Million -benchtime 20x -timeout 30m ./ahti/internal/server
+	@mkdir -p .cache
+	go build -trimpath -o bin/bench ./e2e/bench
+	bin/bench -dir .cache
 
 fuzz: ## try every decoder and parser with odd input for FUZZTIME (10s) each
 	@set -e; for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' proto bpf shared tapio polku ahti | xargs -n1 dirname | sort -u); do \

@@ -61,7 +61,7 @@ func stories() map[string]struct {
 			},
 			want: []incident{{
 				root: "uid-shop-api", mode: "memory_limit_lowered", sure: 0.85,
-				chain: []string{"k8s.deployment.updated", "k8s.replicaset.created", "k8s.pod.created", "container.oom_kill"},
+				chain: []string{"k8s.deployment.updated", "k8s.replicaset.created", "k8s.pod.created", "container.oom_kill", "container.exit_error"},
 				summary: "Deployment shop/api was rolled out at 14:00:10 UTC (memory limit 512Mi → 64Mi); 41 s later its container api was OOM-killed (limit 64Mi, used 64Mi)." +
 					" Then container api of Pod shop/api-7d9-x1 failed (server: SIGKILL); connections of container web of Pod shop/web-5c4-k2 to Service shop/api (10.96.0.9:80) are refused (2 times); Pod shop/api-7d9-x1 crashes again and again.",
 			}},
@@ -157,8 +157,8 @@ func stories() map[string]struct {
 			},
 			want: []incident{{
 				root:  "host/demo/server",
-				chain: []string{"container.oom_kill"},
-				summary: "Control group /demo/server on host was OOM-killed (limit 64Mi, used 64Mi) at 14:00:00 UTC. Nothing that was seen explains it." +
+				chain: []string{"container.oom_kill", "container.exit_error"},
+				summary: "Control group /demo/server on host was OOM-killed (limit 64Mi, used 64Mi) at 14:00:00 UTC. No change that was seen explains it." +
 					" Then control group /demo/server on host failed (server: SIGKILL); connections of control group /demo/client on host to control group /demo/server on host (127.0.0.1:8080) are refused (20 times); connections of control group /demo/client on host with control group /demo/server on host (127.0.0.1:8080) are reset.",
 			}},
 		},
@@ -186,7 +186,7 @@ func stories() map[string]struct {
 			},
 			want: []incident{{
 				root: "uid--api", chain: []string{"container.exit_error"},
-				summary: "Container api of Pod shop/api-7d9-x1 failed (server: SIGSEGV) at 14:00:00 UTC. Nothing that was seen explains it.",
+				summary: "Container api of Pod shop/api-7d9-x1 failed (server: SIGSEGV) at 14:00:00 UTC. No change that was seen explains it.",
 			}},
 		},
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 )
 
 // maxSteps is how long a chain of symptoms may be that cause each other.
@@ -463,11 +464,11 @@ func (e *Engine) showCause(c *candidate, confidence float64) *ahtiv1.Cause {
 func round(x float64) float64 { return math.Round(x*1000) / 1000 }
 
 // chain lists the steps from the root to the first symptom, and on to the worst
-// of the others.
+// that followed from it.
 func (e *Engine) chain(g *group, primary *run) []*ahtiv1.ChainLink {
 	end := primary
 	for _, r := range g.runs {
-		if leads(g, primary, r) && r.worst > end.worst {
+		if r != primary && r.worst >= eventv1.Severity_SEVERITY_ERROR && leads(g, primary, r) && (end == primary || r.worst > end.worst) {
 			end = r
 		}
 	}

@@ -23,7 +23,7 @@ func (e *Engine) summary(g *group, primary *run, believed *candidate, in *ahtiv1
 	default:
 		fmt.Fprintf(&b, "%s at %s.", upper(e.words(primary, nil)), clock(primary.first.at))
 		if len(in.GetCauses()) == 0 {
-			b.WriteString(" Nothing that was seen explains it.")
+			b.WriteString(" No change that was seen explains it.")
 		} else if c := in.GetCauses()[0]; believed == nil {
 			fmt.Fprintf(&b, " Not sure why: perhaps because %s at %s (%.0f %%).", c.GetText(), clock(c.GetTimestamp().AsTime().UnixNano()), 100*c.GetConfidence())
 		}

@@ -151,7 +151,7 @@ func (s Style) period(i *ahtiv1.Incident) string {
 func confidence(i *ahtiv1.Incident) string {
 	c := i.GetConfidence()
 	if len(i.GetCauses()) == 0 {
-		return "nothing that was seen explains the first symptom"
+		return "no change that was seen explains the first symptom"
 	}
 	word := "a guess"
 	switch {

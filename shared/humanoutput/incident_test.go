@@ -84,7 +84,7 @@ CRITICAL  Pods of Deployment shop/api are OOM-killed since its memory limit was 
 `},
 		{"without an explanation", humanoutput.Style{Zone: time.FixedZone("EET", 2*60*60)}, unexplained, `
 ERROR  Nobody knows.
-  how sure     nothing that was seen explains the first symptom
+  how sure     no change that was seen explains the first symptom
   since        2026-03-01 14:34:56 EET, over since 14:36:26 (1m30s)
   incident     x
 
@@ -98,7 +98,7 @@ ERROR  Nobody knows.
 `},
 		{"nothing at all", humanoutput.Style{}, &ahtiv1.Incident{}, `
 -
-  how sure     nothing that was seen explains the first symptom
+  how sure     no change that was seen explains the first symptom
   since        1970-01-01 00:00:00 UTC, seen last 00:00:00
   incident
 `},

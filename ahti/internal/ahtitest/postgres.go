@@ -11,10 +11,13 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -22,35 +25,90 @@ import (
 )
 
 // Postgres is a private PostgreSQL server, reached by a socket in its directory.
+// It starts when the first test asks for a database.
 type Postgres struct {
+	options   []string
+	once      sync.Once
+	err       error // why it does not run
 	dir, bin  string
 	account   *syscall.Credential // PostgreSQL refuses to run as root
 	databases atomic.Int64
+
+	cmd   *exec.Cmd
+	ended chan error
 }
 
-// StartPostgres starts a server. Options are settings, such as "fsync=off".
-func StartPostgres(options ...string) (*Postgres, error) {
+// NewPostgres prepares a server. Options are settings, such as "fsync=off".
+func NewPostgres(options ...string) *Postgres { return &Postgres{options: options} }
+
+// errMissing is why a test is skipped; other failures are failures.
+var errMissing = errors.New("PostgreSQL is not installed (/usr/lib/postgresql/*/bin): install the package postgresql")
+
+func (p *Postgres) init() error {
 	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
 	if err != nil || len(found) == 0 {
-		return nil, errors.New("PostgreSQL is not installed (/usr/lib/postgresql/*/bin): install the package postgresql")
+		return errMissing
 	}
-	p := &Postgres{bin: filepath.Dir(found[len(found)-1])}
+	p.bin = filepath.Dir(found[len(found)-1])
 	if p.dir, err = os.MkdirTemp("/tmp", "ahti-pg"); err != nil {
-		return nil, fmt.Errorf("make a directory for PostgreSQL: %w", err)
+		return fmt.Errorf("make a directory for PostgreSQL: %w", err)
 	}
 	if os.Geteuid() == 0 {
 		if err := p.becomePostgres(); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if err := p.run("initdb", "-D", p.dir+"/data", "-A", "trust", "-U", "ahti", "--no-sync", "-E", "UTF8", "--locale", "C.UTF-8"); err != nil {
-		return nil, err
+		return err
 	}
-	settings := "-c listen_addresses= -k " + p.dir
-	for _, o := range options {
-		settings += " -c " + o
+	return p.start()
+}
+
+// start starts the server and waits until it answers. It ends with this process,
+// however that ends.
+func (p *Postgres) start() error {
+	args := []string{"-D", p.dir + "/data", "-c", "listen_addresses=", "-k", p.dir}
+	for _, o := range p.options {
+		args = append(args, "-c", o)
 	}
-	return p, p.run("pg_ctl", "-D", p.dir+"/data", "-l", p.dir+"/log", "-w", "-t", "60", "-o", settings, "start")
+	p.cmd = exec.Command(filepath.Join(p.bin, "postgres"), args...)
+	p.cmd.Dir = p.dir
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.account, Pdeathsig: syscall.SIGQUIT}
+	started := make(chan error, 1)
+	p.ended = make(chan error, 1)
+	go func() {
+		// The signal comes at the end of the thread that started the process.
+		runtime.LockOSThread()
+		err := p.cmd.Start()
+		started <- err
+		if err == nil {
+			p.ended <- p.cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
+		return fmt.Errorf("start PostgreSQL: %w", err)
+	}
+	for deadline := time.Now().Add(time.Minute); ; {
+		c, err := pgx.Connect(context.Background(), p.url("postgres"))
+		if err == nil {
+			return c.Close(context.Background())
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("wait for PostgreSQL: %w", err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// crash ends the server without order, and waits for its end.
+func (p *Postgres) crash() error {
+	if err := p.cmd.Process.Signal(syscall.SIGQUIT); err != nil {
+		return fmt.Errorf("end PostgreSQL: %w", err)
+	}
+	if err := <-p.ended; err == nil {
+		return errors.New("end PostgreSQL: it ended in order, not in a crash")
+	}
+	return nil
 }
 
 func (p *Postgres) becomePostgres() error {
@@ -74,33 +132,36 @@ func (p *Postgres) run(name string, args ...string) error {
 	cmd := exec.Command(filepath.Join(p.bin, name), args...)
 	cmd.Dir = p.dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.account}
-	// To a file: the server inherits it and would hold a pipe open.
-	out, err := os.CreateTemp(p.dir, name)
-	if err != nil {
-		return err
+	if said, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", name, err, said)
 	}
-	cmd.Stdout, cmd.Stderr = out, out
-	err = cmd.Run()
-	if err != nil {
-		said, _ := os.ReadFile(out.Name()) // what it says helps, if it can be read
-		err = fmt.Errorf("%s: %w: %s", name, err, said)
-	}
-	return errors.Join(err, out.Close())
+	return nil
 }
 
-// Stop ends the server at once and removes its files.
+// Stop ends the server, if it was started, and removes its files.
 func (p *Postgres) Stop() error {
-	return errors.Join(p.run("pg_ctl", "-D", p.dir+"/data", "-m", "immediate", "-w", "stop"), os.RemoveAll(p.dir))
+	if p.cmd == nil {
+		return os.RemoveAll(p.dir)
+	}
+	return errors.Join(p.crash(), os.RemoveAll(p.dir))
 }
 
 // Restart ends the server as a crash does and starts it again.
 func (p *Postgres) Restart() error {
-	return p.run("pg_ctl", "-D", p.dir+"/data", "-m", "immediate", "-w", "-t", "60", "-l", p.dir+"/log", "restart")
+	if err := p.crash(); err != nil {
+		return err
+	}
+	return p.start()
 }
 
 // Database makes an empty database and returns its URL.
 func (p *Postgres) Database(t testing.TB) string {
 	t.Helper()
+	if p.once.Do(func() { p.err = p.init() }); errors.Is(p.err, errMissing) {
+		t.Skip(p.err)
+	} else if p.err != nil {
+		t.Fatal(p.err)
+	}
 	name := fmt.Sprintf("test%d", p.databases.Add(1))
 	ctx := context.Background()
 	c, err := pgx.Connect(ctx, p.url("postgres"))
@@ -118,15 +179,9 @@ func (p *Postgres) url(database string) string {
 	return "postgres:///" + database + "?" + url.Values{"host": {p.dir}, "user": {"ahti"}, "sslmode": {"disable"}}.Encode()
 }
 
-// Stores runs a test over SQLite and over PostgreSQL. p is nil when there is
-// none; reason says why.
-func Stores(t *testing.T, p *Postgres, reason error, test func(t *testing.T, config store.Config)) {
+// Stores runs a test over SQLite and over PostgreSQL.
+func Stores(t *testing.T, p *Postgres, test func(t *testing.T, config store.Config)) {
 	t.Helper()
 	t.Run("sqlite", func(t *testing.T) { test(t, store.Config{Dir: t.TempDir()}) })
-	t.Run("postgres", func(t *testing.T) {
-		if p == nil {
-			t.Skip(reason)
-		}
-		test(t, store.Config{URL: p.Database(t)})
-	})
+	t.Run("postgres", func(t *testing.T) { test(t, store.Config{URL: p.Database(t)}) })
 }

@@ -38,10 +38,7 @@ const (
 	tmpfs = "TEST_TMPFS="
 )
 
-var (
-	postgres    *ahtitest.Postgres
-	errPostgres error
-)
+var postgres = ahtitest.NewPostgres("fsync=off")
 
 func TestMain(m *testing.M) {
 	var environ []string
@@ -66,13 +63,10 @@ func TestMain(m *testing.M) {
 		stop()
 		os.Exit(status)
 	}
-	postgres, errPostgres = ahtitest.StartPostgres("fsync=off")
 	code := m.Run()
-	if errPostgres == nil {
-		if err := postgres.Stop(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
+	if err := postgres.Stop(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
 	}
 	os.Exit(code)
 }
@@ -226,7 +220,7 @@ func all(t *testing.T, p *process) []string {
 // What was acknowledged before a kill is stored, nothing is stored twice when it
 // is sent again, and the answers are those of an ahti that was never killed.
 func TestKilledWhileIngesting(t *testing.T) {
-	ahtitest.Stores(t, postgres, errPostgres, func(t *testing.T, config store.Config) {
+	ahtitest.Stores(t, postgres, func(t *testing.T, config store.Config) {
 		const senders = 3
 		each := 2000
 		if testing.Short() {

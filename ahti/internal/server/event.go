@@ -43,19 +43,20 @@ func invalid(format string, args ...any) *refusal {
 	return &refusal{codeInvalid, fmt.Sprintf(format, args...)}
 }
 
-// encode checks an event and encodes it, or says why it is refused.
-func encode(e *ahtiv1.AhtiEvent, now time.Time) ([]byte, *refusal) {
-	if r := check(e, now); r != nil {
-		return nil, r
+// decode decodes an event and checks it, or says why it is refused. What could be
+// decoded is returned all the same, because it may have the id.
+func decode(body []byte, now time.Time) (*ahtiv1.AhtiEvent, *refusal) {
+	e := &ahtiv1.AhtiEvent{}
+	if err := proto.Unmarshal(body, e); err != nil {
+		return &ahtiv1.AhtiEvent{}, invalid("cannot be decoded: %v", err)
 	}
-	body, err := proto.Marshal(e)
-	if err != nil {
-		return nil, invalid("cannot be encoded: %v", err)
+	if r := check(e, now); r != nil {
+		return e, r
 	}
 	if len(body) > maxEvent {
-		return nil, &refusal{codeTooLarge, fmt.Sprintf("has %d bytes: send at most %d", len(body), maxEvent)}
+		return e, &refusal{codeTooLarge, fmt.Sprintf("has %d bytes: send at most %d", len(body), maxEvent)}
 	}
-	return body, nil
+	return e, nil
 }
 
 func check(e *ahtiv1.AhtiEvent, now time.Time) *refusal {
@@ -69,9 +70,11 @@ func check(e *ahtiv1.AhtiEvent, now time.Time) *refusal {
 	if ahead := at.AsTime().Sub(now); ahead > maxAhead {
 		return invalid("timestamp is %s ahead of this server: set the clock of the sender", ahead.Round(time.Second))
 	}
-	for name, word := range map[string]string{"subtype": e.GetSubtype(), "source": e.GetSource(), "cluster": e.GetCluster(), "namespace": e.GetNamespace()} {
-		if len(word) > maxWord || strings.ContainsFunc(word, unicode.IsControl) {
-			return invalid("%s: use at most %d bytes without control characters", name, maxWord)
+	for _, field := range [...]struct{ name, word string }{
+		{"subtype", e.GetSubtype()}, {"source", e.GetSource()}, {"cluster", e.GetCluster()}, {"namespace", e.GetNamespace()},
+	} {
+		if len(field.word) > maxWord || strings.ContainsFunc(field.word, unicode.IsControl) {
+			return invalid("%s: use at most %d bytes without control characters", field.name, maxWord)
 		}
 	}
 	switch {

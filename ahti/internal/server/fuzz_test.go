@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 	"time"
@@ -48,19 +49,59 @@ func FuzzEvent(f *testing.F) {
 	}
 	f.Add(seed)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		e := &ahtiv1.AhtiEvent{}
-		if proto.Unmarshal(data, e) != nil {
-			return
-		}
-		body, refused := encode(e, now)
+		e, refused := decode(data, now)
 		if refused != nil {
 			if refused.code == "" || refused.message == "" {
 				t.Fatal("refused without a reason")
 			}
 			return
 		}
-		if strings.ContainsRune(e.GetId()+e.GetSubtype()+e.GetSource()+e.GetCluster(), 0) || len(body) > maxEvent {
+		if strings.ContainsRune(e.GetId()+e.GetSubtype()+e.GetSource()+e.GetCluster(), 0) || len(data) > maxEvent {
 			t.Fatalf("%v was accepted", e)
 		}
 	})
+}
+
+// A request is cut into its events as protobuf would, or not at all.
+func FuzzRequest(f *testing.F) {
+	seed, err := proto.Marshal(&ahtiv1.IngestRequest{Events: []*ahtiv1.AhtiEvent{{Id: "a"}, {}, {Id: "b"}}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(seed)
+	f.Add(append(seed, 0x12, 1, 'x')) // a field of a later version
+	f.Add([]byte{0x0a, 0xff})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var r encodedRequest
+		var whole ahtiv1.IngestRequest
+		if proto.Unmarshal(data, &whole) != nil {
+			_ = r.read(data) // some of its events may be good
+			return
+		}
+		if err := r.read(data); err != nil {
+			t.Fatal(err)
+		}
+		if len(r.events) != len(whole.GetEvents()) {
+			t.Fatalf("cut into %d events instead of %d", len(r.events), len(whole.GetEvents()))
+		}
+		for i, body := range r.events {
+			e := &ahtiv1.AhtiEvent{}
+			if err := proto.Unmarshal(body, e); err != nil {
+				t.Fatalf("event %d: %v", i, err)
+			}
+			// As bytes, because not every number is equal to itself.
+			if !bytes.Equal(stable(t, e), stable(t, whole.GetEvents()[i])) {
+				t.Fatalf("event %d is another one", i)
+			}
+		}
+	})
+}
+
+func stable(t *testing.T, e *ahtiv1.AhtiEvent) []byte {
+	t.Helper()
+	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return body
 }

@@ -19,21 +19,15 @@ import (
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
 )
 
-// The server that the tests of this package share; nil with the reason when it
-// cannot run.
-var (
-	postgres    *ahtitest.Postgres
-	errPostgres error
-)
+// The server that the tests of this package share. The tests end ahti and not the
+// machine: nothing needs to reach the disk.
+var postgres = ahtitest.NewPostgres("fsync=off")
 
 func TestMain(m *testing.M) {
-	postgres, errPostgres = ahtitest.StartPostgres("fsync=off")
 	code := m.Run()
-	if errPostgres == nil {
-		if err := postgres.Stop(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
+	if err := postgres.Stop(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
 	}
 	os.Exit(code)
 }
@@ -103,5 +97,5 @@ func (r *running) ingest(tb testing.TB, events []*ahtiv1.AhtiEvent, atOnce int) 
 }
 
 func each(t *testing.T, test func(t *testing.T, config store.Config)) {
-	ahtitest.Stores(t, postgres, errPostgres, test)
+	ahtitest.Stores(t, postgres, test)
 }

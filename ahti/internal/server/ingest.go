@@ -78,7 +78,8 @@ func (s *Service) finish(stream grpc.BidiStreamingServer[ahtiv1.IngestRequest, a
 
 func (s *Service) receive(ctx context.Context, stream grpc.BidiStreamingServer[ahtiv1.IngestRequest, ahtiv1.IngestResponse], queue chan<- unanswered) {
 	for {
-		request, err := stream.Recv()
+		request := &encodedRequest{}
+		err := stream.RecvMsg(request)
 		if errors.Is(err, io.EOF) {
 			return
 		}
@@ -98,15 +99,15 @@ func (s *Service) receive(ctx context.Context, stream grpc.BidiStreamingServer[a
 }
 
 // submit checks the events of a request and queues the good ones.
-func (s *Service) submit(ctx context.Context, request *ahtiv1.IngestRequest) unanswered {
-	if n := len(request.GetEvents()); n > maxEventsAtOnce {
+func (s *Service) submit(ctx context.Context, request *encodedRequest) unanswered {
+	if n := len(request.events); n > maxEventsAtOnce {
 		return unanswered{err: status.Errorf(codes.InvalidArgument, "the request has %d events: send at most %d at once", n, maxEventsAtOnce)}
 	}
 	u := unanswered{response: &ahtiv1.IngestResponse{}}
 	now, bytes := time.Now(), int64(0)
-	records := make([]*store.Record, 0, len(request.GetEvents()))
-	for _, e := range request.GetEvents() {
-		body, refused := encode(e, now)
+	records := make([]*store.Record, 0, len(request.events))
+	for _, body := range request.events {
+		e, refused := decode(body, now)
 		if refused != nil {
 			s.metrics.refused.WithLabelValues(refused.code).Inc()
 			id := e.GetId()

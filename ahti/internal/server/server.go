@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
 
 	"github.com/yairfalse/tapio/ahti/internal/api"
 	"github.com/yairfalse/tapio/ahti/internal/brain"
@@ -115,6 +116,7 @@ func Run(ctx context.Context, config Config) (err error) {
 	g, err := rpc.NewServer(rpc.Config{
 		Name: "ahti", Address: config.Listen, Flag: "listen", TLS: config.TLS, MaxMessage: maxMessage,
 		StopTimeout: stopWithin, Registry: registry, Log: config.Log,
+		Options: []grpc.ServerOption{grpc.ForceServerCodecV2(newCodec())},
 	})
 	if err != nil {
 		return err

@@ -178,3 +178,30 @@ func sendOne(ctx context.Context, client polkuv1.GatewayClient, batches []wire, 
 	}
 	return took, <-sending
 }
+
+// BenchmarkFullLog measures the memory of a gateway whose only route is down and
+// whose log is full, while 300 sources push.
+func BenchmarkFullLog(b *testing.B) {
+	const sources = 300
+	p := run(b, "--data-dir", b.TempDir(), "--log-max-bytes", "64MiB", "--ahti", "127.0.0.1:1")
+	batches := load(b, 64)
+	ctx, cancel := context.WithCancel(b.Context())
+	var wg sync.WaitGroup
+	for range sources {
+		client := p.client(b, grpc.WithDefaultCallOptions(grpc.ForceCodecV2(wireCodec{encoding.GetCodecV2(proto.Name)})))
+		wg.Go(func() {
+			for ctx.Err() == nil { // a stream that ends is opened again
+				_, _ = sendOne(ctx, client, batches, time.Time{}, 0) // it ends with ctx
+			}
+		})
+	}
+	for b.Loop() {
+		time.Sleep(time.Second)
+	}
+	now, most := p.memory(b)
+	b.ReportMetric(now/(1<<20), "MiB")
+	b.ReportMetric(most/(1<<20), "peak-MiB")
+	cancel()
+	wg.Wait()
+	p.stop(b)
+}

@@ -17,10 +17,22 @@ type encodedAck []byte
 
 // Codec is protobuf, with a way past its objects for batches and acks. The
 // server of a Gateway must use it.
-type Codec struct{ encoding.CodecV2 }
+type Codec struct {
+	encoding.CodecV2
+
+	frames mem.BufferPool
+}
 
 // NewCodec returns the codec.
-func NewCodec() Codec { return Codec{encoding.GetCodecV2(proto.Name)} }
+func NewCodec() Codec {
+	// The default pool has nothing between 32 KiB and 1 MiB, where batches are:
+	// each would hold a megabyte while it waits.
+	var sizes []int
+	for size := 4 << 10; size <= 4<<20; size *= 2 {
+		sizes = append(sizes, size)
+	}
+	return Codec{encoding.GetCodecV2(proto.Name), mem.NewTieredBufferPool(sizes...)}
+}
 
 // Marshal encodes a message.
 func (c Codec) Marshal(v any) (mem.BufferSlice, error) {
@@ -33,7 +45,7 @@ func (c Codec) Marshal(v any) (mem.BufferSlice, error) {
 // Unmarshal decodes a message.
 func (c Codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if f, ok := v.(*frame); ok {
-		f.Buffer = data.MaterializeToBuffer(mem.DefaultBufferPool())
+		f.Buffer = data.MaterializeToBuffer(c.frames)
 		return nil
 	}
 	return c.CodecV2.Unmarshal(data, v)

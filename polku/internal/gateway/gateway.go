@@ -35,6 +35,9 @@ const (
 	// rememberBytes is how much of the end of the log is read at the start for
 	// the ids in it: more than may have been stored without being acknowledged.
 	rememberBytes = 64 << 20
+	// rememberTimeout is how long that may take: duplicates are less bad than a
+	// gateway that does not start.
+	rememberTimeout = time.Minute
 )
 
 // Config says how a Gateway works.
@@ -95,10 +98,12 @@ func New(ctx context.Context, config Config) (*Gateway, error) {
 	if err := g.register(config.Registry); err != nil {
 		return nil, err
 	}
-	err := g.journal.Recent(ctx, rememberBytes, func(entry journal.Entry) error {
+	reading, cancel := context.WithTimeout(ctx, rememberTimeout)
+	defer cancel()
+	err := g.journal.Recent(reading, rememberBytes, func(entry journal.Entry) error {
 		b, refused := readBatch(entry.Body, nil)
-		if refused != nil {
-			return fmt.Errorf("read message %d of the log: %w", entry.Sequence, refused)
+		if refused != nil { // the disk changed it, which the routes count
+			g.log.Error("cannot read the ids of a message of the log", "sequence", entry.Sequence, "error", refused)
 		}
 		keys := make([]idKey, 0, len(b.items))
 		for _, i := range b.items {
@@ -109,8 +114,11 @@ func New(ctx context.Context, config Config) (*Gateway, error) {
 		g.ids.add(keys)
 		return nil
 	})
-	if err != nil {
+	if err != nil && (ctx.Err() != nil || reading.Err() == nil) {
 		return nil, err
+	}
+	if err != nil {
+		g.log.Warn("events that are sent again now may be stored twice", "error", err)
 	}
 	return g, nil
 }

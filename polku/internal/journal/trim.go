@@ -2,6 +2,7 @@ package journal
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sort"
 	"time"
@@ -56,6 +57,9 @@ func (j *Journal) firstSince(ctx context.Context, t time.Time, from, to uint64) 
 			return true
 		}
 		msg, err := j.events.GetMsg(ctx, from+uint64(i))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return false // a gap holds nothing that is worth to be kept
+		}
 		if err != nil {
 			failed = fmt.Errorf("read message %d of the log: %w", from+uint64(i), err)
 			return true

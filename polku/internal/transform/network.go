@@ -81,8 +81,19 @@ func (g *graph) addEndpoint(text string, port uint16) *thing {
 		return nil
 	}
 	ip = ip.Unmap().WithZone("")
+	if ip.IsMulticast() {
+		return nil // nobody's address
+	}
 	var prefix string
-	if ip.IsLoopback() {
+	switch {
+	case ip.IsLinkLocalUnicast():
+		// Each link has these, such as the one that a name server of the node
+		// listens on.
+		if g.host == "" {
+			return nil
+		}
+		prefix = g.host + "/"
+	case ip.IsLoopback():
 		// Every network namespace has this address: the containers of a pod share
 		// one, other containers have their own, and the rest is the node's.
 		where := cmp.Or(g.labels[event.K8sPodUID], g.labels[event.ContainerID], g.host)
@@ -97,7 +108,7 @@ func (g *graph) addEndpoint(text string, port uint16) *thing {
 	}
 	name := joinPort(address, port)
 	endpoint := g.add(ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT, prefix+name, name, "")
-	if !ip.IsLoopback() { // which belongs to no pod or service, but to everybody
+	if prefix == "" { // else it belongs to no pod or service
 		whole := g.add(ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT, address, address, "")
 		g.tie(ahtiv1.RelationshipType_RELATIONSHIP_TYPE_EXPOSES, whole, endpoint)
 	}

@@ -350,9 +350,10 @@ func BenchmarkEvent(b *testing.B) {
 	}
 }
 
-// Every network namespace has a loopback address of its own: what one pod's
-// containers say of theirs has nothing to do with the next pod's.
-func TestLoopbackBelongsToItsNamespace(t *testing.T) {
+// Every network namespace has a loopback address of its own, and every link its
+// local ones: what one pod's containers say of theirs has nothing to do with the
+// next pod's.
+func TestLocalAddressesBelongToTheirNamespace(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		more map[string]string
@@ -361,6 +362,8 @@ func TestLoopbackBelongsToItsNamespace(t *testing.T) {
 		{"pod", map[string]string{event.K8sPodUID: "uid-1", event.ContainerID: "c1", event.HostName: "n1"}, "uid-1/127.0.0.1:15001"},
 		{"container", map[string]string{event.ContainerID: "c1", event.HostName: "n1"}, "c1/127.0.0.1:15001"},
 		{"node", map[string]string{event.HostName: "n1"}, "n1/127.0.0.1:15001"},
+		{"name server of the node", map[string]string{event.K8sPodUID: "uid-1", event.HostName: "n1", event.NetworkPeerAddress: "169.254.20.10", event.NetworkPeerPort: "53"}, "n1/169.254.20.10:53"},
+		{"link", map[string]string{event.K8sPodUID: "uid-1", event.HostName: "n1", event.NetworkPeerAddress: "fe80::1"}, "n1/[fe80::1]:15001"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			e := &eventv1.Event{

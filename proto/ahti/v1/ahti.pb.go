@@ -952,7 +952,8 @@ type Incident struct {
 	Causes []*Cause `protobuf:"bytes,11,rep,name=causes,proto3" json:"causes,omitempty"`
 	// What suffers, by time.
 	Symptoms []*Symptom `protobuf:"bytes,12,rep,name=symptoms,proto3" json:"symptoms,omitempty"`
-	// From the first cause to the first symptom, by time.
+	// From the first cause to the first symptom, and on to the worst that followed
+	// from it, by time.
 	Chain         []*ChainLink `protobuf:"bytes,13,rep,name=chain,proto3" json:"chain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
