@@ -686,7 +686,7 @@ func (g *graph) forget(limit int64, keep map[*vertex]bool) {
 	cut := map[*vertex]bool{}
 	for k, t := range g.ties {
 		ended := t.gone != 0 && t.gone >= t.alive && t.gone < limit || t.kind == connects && max(t.alive, t.since) < limit
-		if ended && !(keep[t.source] && keep[t.target]) || dead(t.source) || dead(t.target) {
+		if ended && (!keep[t.source] || !keep[t.target]) || dead(t.source) || dead(t.target) {
 			delete(g.ties, k)
 			t.forgotten = true
 			cut[t.source], cut[t.target] = true, true
