@@ -15,7 +15,7 @@ TOOLS  := bin/tools/golangci-lint
 SHELL  := /bin/bash -o pipefail
 
 .DEFAULT_GOAL := help
-.PHONY: help setup generate build run demo test lint test-kernels bench fuzz clean
+.PHONY: help setup generate build run demo test lint test-kernels ledger bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,14 @@ test-kernels: bin/tools/testrun ## run the kernel tests in virtual machines, fro
 	CGO_ENABLED=0 go build -o bin/kernel-exec ./bpf/kernels/exec
 	bpf/kernels/test $(ON_KERNELS)
 	go test -count=1 -json ./bpf/kernels/... | testrun
+
+# A shorter one with the same story is part of test. LEDGER_NATS=cluster keeps
+# the log in three NATS servers, LEDGER_STORE=postgres the store in PostgreSQL.
+ledger: export EVENTS ?= 1000000
+ledger: export SEED ?= 1
+ledger: export KILLS ?= 60
+ledger: ## count EVENTS events by id through the chain while KILLS kills, full disks and hangs from SEED befall it
+	go test -run '^TestLedger$$' -count=1 -v -timeout 4h $(AS_ROOT) ./e2e/ledger
 
 bench: build bin/tools/otelcol ## measure: the cost of a program run, of a record, of a look-up; AHTI; the gateway beside a collector
 	go test -run '^$$' -bench . -benchmem -benchtime 3s $(AS_ROOT) ./bpf/tcp ./tapio/internal/feed ./tapio/internal/owner ./shared/event ./shared/queue ./shared/polku ./shared/causality ./polku/internal/transform

@@ -56,7 +56,7 @@ func BenchmarkApply(b *testing.B) {
 	}
 }
 
-func BenchmarkRelevant(b *testing.B) {
+func BenchmarkRelevance(b *testing.B) {
 	events := crowd(100, 1000)
 	e, err := causality.New(causality.Options{})
 	if err != nil {
@@ -65,7 +65,7 @@ func BenchmarkRelevant(b *testing.B) {
 	b.ReportAllocs()
 	i := 0
 	for b.Loop() {
-		e.Relevant(events[i%len(events)])
+		e.Relevance(events[i%len(events)])
 		i++
 	}
 }
@@ -134,7 +134,7 @@ func FuzzApply(f *testing.F) {
 				},
 				Data: &ahtiv1.AhtiEvent_K8S{K8S: &eventv1.K8SEventData{Changes: []*eventv1.FieldChange{{Path: path, Old: older, New: newer}, {}}}},
 			}
-			e.Relevant(ev)
+			e.Relevance(ev)
 			e.Apply(ev)
 		}
 		now := time.Unix(at, 0)

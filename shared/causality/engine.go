@@ -32,8 +32,9 @@ const (
 	quiet = 10 * time.Minute
 	// memory is how long a tie that ended still counts.
 	memory = 30 * time.Minute
-	// calm is how long after its last symptom an incident is over.
-	calm = 5 * time.Minute
+	// calm is how long after its last symptom an incident is over: one that may
+	// still be the same is not.
+	calm = quiet
 	// defaultWindow is how far back the engine reasons when it is not told.
 	defaultWindow = 6 * time.Hour
 )
@@ -83,8 +84,12 @@ func New(o Options) (*Engine, error) {
 	}, nil
 }
 
-// Window is how far back the engine reasons.
+// Window is how far back the engine looks for symptoms.
 func (e *Engine) Window() time.Duration { return e.window }
+
+// ChangeWindow is how far back the engine looks for changes: they may show their
+// effect much later, and are few.
+func (e *Engine) ChangeWindow() time.Duration { return max(e.window, e.modes.longest) }
 
 // Delta holds what was not known before.
 type Delta struct {
@@ -116,7 +121,9 @@ func (e *Engine) Apply(ev *ahtiv1.AhtiEvent) Delta {
 		return delta
 	}
 	before := len(subject.runs)
-	r, changed := addTo(subject, symptom.Name, aboutOf(ev, container), e.peerOf(ev), newSighted(ev, container), ev.GetSeverity())
+	seen := newSighted(ev, container)
+	r, changed := addTo(subject, symptom.Name, aboutOf(ev, container), seen, ev.GetSeverity())
+	changed = r.meet(e.peerOf(ev), seen.stamp) || changed
 	r.learned = r.learned || r.first.at <= e.lessons.Through
 	e.runs += len(subject.runs) - before
 	e.suffering[subject] = true
@@ -190,36 +197,90 @@ func complete(r *ahtiv1.Relationship, at int64, cluster string) *ahtiv1.Relation
 	return r
 }
 
-// Relevant says whether an event is a symptom or a change: an engine that
-// starts anew needs it again. The facts of all others are restored by Observe.
-func (e *Engine) Relevant(ev *ahtiv1.AhtiEvent) bool {
+// Relevance says whether an engine that starts anew needs an event again.
+type Relevance int8
+
+// The relevances.
+const (
+	// Irrelevant events only tell facts, which Observe restores.
+	Irrelevant Relevance = iota
+	// Symptom is needed for as long as Window.
+	Symptom
+	// Change is needed for as long as ChangeWindow.
+	Change
+)
+
+// Relevance says what an event is to the engine.
+func (e *Engine) Relevance(ev *ahtiv1.AhtiEvent) Relevance {
 	if e.modes.changeOf(ev) != nil {
-		return true
+		return Change
 	}
-	symptom, _ := e.modes.classify(ev)
-	return symptom != nil
+	if symptom, _ := e.modes.classify(ev); symptom != nil {
+		return Symptom
+	}
+	return Irrelevant
 }
 
-// Forget drops changes and symptoms that ended before a time, and entities that
-// were deleted before it.
+// Forget drops symptoms that ended before a time, changes that are older by the
+// difference of ChangeWindow and Window, and entities that were deleted before
+// it. What a symptom that goes on is explained by stays.
 func (e *Engine) Forget(before time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	limit := before.UnixNano()
+	oldest := before.Add(e.window - e.ChangeWindow()).UnixNano()
+	keep := e.explaining(limit)
 	e.runs, e.changes = 0, 0
 	for _, v := range e.graph.byIndex {
 		if v == nil {
 			continue
 		}
-		v.changes = slices.DeleteFunc(v.changes, func(c *change) bool { return c.at < limit })
-		v.runs = slices.DeleteFunc(v.runs, func(r *run) bool { return r.last.at < limit })
+		v.changes = slices.DeleteFunc(v.changes, func(c *change) bool { return c.at < oldest && !keep.changes[c] })
+		v.runs = slices.DeleteFunc(v.runs, func(r *run) bool { return r.last.at < limit && !keep.runs[r] })
 		e.runs += len(v.runs)
 		if len(v.runs) == 0 {
 			delete(e.suffering, v)
 		}
 		e.changes += len(v.changes)
 	}
-	e.graph.forget(limit)
+	e.graph.forget(limit, keep.vertices)
+}
+
+// kept is what must not be forgotten.
+type kept struct {
+	changes  map[*change]bool
+	runs     map[*run]bool
+	vertices map[*vertex]bool
+}
+
+// explaining collects what the believed causes of runs rest on that have not
+// ended before a time.
+func (e *Engine) explaining(limit int64) kept {
+	e.question++
+	keep := kept{map[*change]bool{}, map[*run]bool{}, map[*vertex]bool{}}
+	for v := range e.suffering {
+		for _, r := range v.runs {
+			if r.last.at < limit {
+				continue
+			}
+			for range maxSteps {
+				c := e.believed(r)
+				if c == nil {
+					break
+				}
+				for _, on := range c.path {
+					keep.vertices[on] = true
+				}
+				if c.change != nil {
+					keep.changes[c.change] = true
+					break
+				}
+				keep.runs[c.run] = true
+				r = c.run
+			}
+		}
+	}
+	return keep
 }
 
 // Size is how much an engine holds.

@@ -1,6 +1,7 @@
 package causality_test
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -131,7 +132,9 @@ func stories() map[string]struct {
 				st.change(0, s.n1, "updated", "spec.unschedulable: false -> true")
 				p := newThing(pod, "shop", "api-7d9-z9").ownedBy(s.apiSet)
 				st.change(5*time.Second, p, "created")
-				st.kube(6*time.Second, p, "FailedScheduling", "0/2 nodes are available: 1 node(s) were unschedulable, 1 Insufficient cpu.")
+				for i := range 2 {
+					st.kube(time.Duration(6+i)*time.Second, p, "FailedScheduling", "0/2 nodes are available: 1 node(s) were unschedulable, 1 Insufficient cpu.")
+				}
 			},
 			want: []incident{{
 				root: "n1", mode: "node_cordoned", sure: 0.5,
@@ -179,6 +182,85 @@ func stories() map[string]struct {
 					summary: "Deployment shop/api was rolled out at 14:00:00 UTC (memory limit 512Mi → 64Mi); 30 s later its container api was OOM-killed (limit 64Mi, used 64Mi).",
 				},
 			},
+		},
+		"rollout with a failed probe here and there": {
+			tell: func(st *story, s *shop) {
+				st.change(0, s.api, "updated", "spec.template.spec.containers[api].image: api:1 -> api:2")
+				for i := range 4 {
+					p := newThing(pod, "shop", fmt.Sprintf("api-8e1-n%d", i)).ownedBy(s.apiSet).tie(runsOn, s.n1)
+					st.change(time.Duration(i)*time.Second, p, "created")
+					st.kube(time.Duration(i+5)*time.Second, p, "Unhealthy", "Readiness probe failed")
+				}
+			},
+		},
+		"scaled down: pods end as they are told to": {
+			tell: func(st *story, s *shop) {
+				st.change(0, s.api, "updated", "spec.replicas: 3 -> 2")
+				st.exit(2*time.Second, s.apiContainer, "143")
+				st.kube(3*time.Second, s.apiPod, "Unhealthy", "Readiness probe failed: connection refused")
+				st.kube(4*time.Second, s.apiPod, "Unhealthy", "Readiness probe failed: connection refused")
+				st.kube(5*time.Second, s.apiPod, "Unhealthy", "Readiness probe failed: connection refused")
+				st.change(8*time.Second, s.apiPod, "deleted")
+				st.kube(9*time.Second, s.apiPod, "Killing", "Stopping container api") // does not revive it
+			},
+		},
+		"a change that shows hours later": {
+			tell: func(st *story, s *shop) {
+				st.change(-8*time.Hour, s.config, "updated", "data[pool]: 10 -> 0")
+				st.exit(0, s.apiContainer, "1")
+			},
+			want: []incident{{
+				root: "uid--api", chain: []string{"container.exit_error"},
+				summary: "Container api of Pod shop/api-7d9-x1 failed (server: exit code 1) at 14:00:00 UTC. Not sure why: perhaps because ConfigMap shop/settings was changed at 06:00:00 UTC (41 %).",
+			}},
+		},
+		"names resolve no more": {
+			tell: func(st *story, s *shop) {
+				st.oom(0, s.apiContainer, 64*mib, 64*mib)
+				for i := range 6 {
+					st.refused(time.Duration(i+1)*time.Second, "dns_timeout", s.webContainer, s.apiEndpoint)
+				}
+			},
+			want: []incident{{
+				root: "uid--api", chain: []string{"container.oom_kill", "network.dns_timeout"},
+				summary: "Container api of Pod shop/api-7d9-x1 was OOM-killed (limit 64Mi, used 64Mi) at 14:00:00 UTC. No change that was seen explains it. Then container web of Pod shop/web-5c4-k2 cannot resolve (6 times).",
+			}},
+		},
+		"the only pod drained away": {
+			tell: func(st *story, s *shop) {
+				st.change(0, s.n1, "updated", "spec.unschedulable: false -> true")
+				st.change(20*time.Second, s.apiPod, "deleted")
+				for i := range 4 {
+					st.refused(time.Duration(21+i)*time.Second, "connection_refused", s.webContainer, s.apiEndpoint)
+				}
+			},
+			want: []incident{{
+				root: "n1", mode: "callee_drained", sure: 0.4,
+				chain:   []string{"k8s.node.updated", "network.connection_refused"},
+				summary: "Node n1 was cordoned at 14:00:00 UTC; 21 s later connections of container web of Pod shop/web-5c4-k2 to Service shop/api (10.96.0.9:80) are refused.",
+			}},
+		},
+		"a caller that finds nobody": {
+			tell: func(st *story, s *shop) {
+				for i := range 40 {
+					to := newThing(endpoint, "", fmt.Sprintf("10.9.9.%d:9%03d", i, i))
+					st.refused(time.Duration(2*i)*time.Millisecond, "connection_refused", s.webContainer, to)
+					st.refused(time.Duration(2*i+1)*time.Millisecond, "connection_refused", s.webContainer, to)
+				}
+			},
+			want: []incident{{
+				root: "uid--web", chain: []string{"network.connection_refused"},
+				summary: "Connections of container web of Pod shop/web-5c4-k2 to 10.9.9.0:9000 are refused at 14:00:00 UTC. No change that was seen explains it.",
+			}},
+		},
+		"a name that is not ASCII": {
+			tell: func(st *story, _ *shop) {
+				st.exit(0, newThing(ahtiv1.EntityType_ENTITY_TYPE_OBJECT, "", "élan"), "1")
+			},
+			want: []incident{{
+				root: "uid--élan", chain: []string{"container.exit_error"},
+				summary: "Élan failed (server: exit code 1) at 14:00:00 UTC. No change that was seen explains it.",
+			}},
 		},
 		"nobody saw why": {
 			tell: func(st *story, s *shop) {
@@ -380,7 +462,7 @@ func TestRestart(t *testing.T) {
 				again.Observe(at, d.Entities, d.Relationships)
 			}
 			for _, ev := range events {
-				if e.Relevant(ev) {
+				if e.Relevance(ev) != causality.Irrelevant {
 					again.Apply(ev)
 				}
 			}
@@ -461,4 +543,79 @@ func TestForget(t *testing.T) {
 		e.Apply(ev)
 	}
 	require.Len(t, e.Incidents(noon.Add(6*time.Minute)), 1)
+}
+
+// A thousand healthy rollouts say nothing for the one that breaks something.
+func TestHealthyRolloutsAreNoAlibi(t *testing.T) {
+	e := newEngine(t)
+	st := &story{}
+	s := newShop()
+	s.quietDay(st)
+	for i := range 1000 {
+		st.change(time.Duration(i)*time.Minute, s.api, "updated", "spec.template.spec.containers[api].image: api:1 -> api:2")
+	}
+	for _, ev := range st.events {
+		e.Apply(ev)
+	}
+	e.Learn(noon.Add(20 * time.Hour))
+	st.events = nil
+	st.change(21*time.Hour, s.api, "updated", "spec.template.spec.containers[api].image: api:2 -> api:3")
+	st.exit(21*time.Hour+20*time.Second, s.apiContainer, "1")
+	for _, ev := range st.events {
+		e.Apply(ev)
+	}
+	found := e.Incidents(noon.Add(21*time.Hour + time.Minute))
+	require.Len(t, found, 1)
+	require.Greater(t, found[0].GetConfidence(), 0.5, found[0].GetSummary())
+	require.Contains(t, found[0].GetSummary(), "api:2 → api:3")
+}
+
+// What goes on keeps its cause and its name, however long it goes on.
+func TestCauseOfWhatGoesOnIsKept(t *testing.T) {
+	e, err := causality.New(causality.Options{Window: time.Hour})
+	require.NoError(t, err)
+	st := &story{}
+	s := newShop()
+	s.quietDay(st)
+	st.change(0, s.api, "updated", "spec.template.spec.containers[api].image: api:1 -> api:2")
+	for _, ev := range st.events {
+		e.Apply(ev)
+	}
+	id := ""
+	for i := range 24 * 60 / 5 {
+		st.events = nil
+		at := time.Duration(i+1) * 5 * time.Minute
+		st.exit(at, s.apiContainer, "1")
+		e.Apply(st.events[0])
+		now := noon.Add(at)
+		e.Learn(now)
+		e.Forget(now.Add(-2 * time.Hour))
+		found := e.Incidents(now)
+		require.Len(t, found, 1)
+		require.Equal(t, "new_version_fails", found[0].GetCauses()[0].GetFailureMode(), "after %s", at)
+		require.Equal(t, ahtiv1.IncidentState_INCIDENT_STATE_OPEN, found[0].GetState())
+		if id == "" {
+			id = found[0].GetId()
+		}
+		require.Equal(t, id, found[0].GetId(), "after %s", at)
+	}
+}
+
+// Pods that come and go leave nothing behind.
+func TestForgottenPodsLeaveNothing(t *testing.T) {
+	e := newEngine(t)
+	n := newThing(node, "", "n1")
+	st := &story{}
+	for i := range 500 {
+		p := newThing(pod, "shop", fmt.Sprint("pod", i)).tie(runsOn, n)
+		st.change(0, p, "created")
+		st.change(time.Minute, p, "deleted")
+	}
+	for _, ev := range st.events {
+		e.Apply(ev)
+	}
+	e.Forget(noon.Add(100 * time.Hour))
+	size := e.Size()
+	require.LessOrEqual(t, size.Entities, 1, "the node")
+	require.Zero(t, size.Relationships)
 }

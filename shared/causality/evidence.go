@@ -49,7 +49,8 @@ type run struct {
 	name    string
 	about   string // what tells runs of one name about one thing apart
 	vertex  *vertex
-	peer    *vertex // the other end of a connection
+	peer    *vertex // the other end of a connection; nil when nobody told
+	peerBy  stamp   // the event that told it
 	first   sighted // event that began it
 	last    stamp
 	count   int64
@@ -73,7 +74,7 @@ const maxSamples = 3
 
 // maxRuns is how many runs of one thing are told apart. A port scan would make
 // one for each port.
-const maxRuns = 256
+const maxRuns = 1024
 
 // noField is the class of a change of which no field is known, such as the
 // creation of an object.
@@ -263,6 +264,17 @@ func (r *run) sample(s stamp) {
 	}
 }
 
+// meet notes the other end of the connection. Of several events the earliest is
+// believed.
+func (r *run) meet(peer *vertex, by stamp) (changed bool) {
+	if peer == nil || r.peer != nil && r.peerBy.compare(by) <= 0 {
+		return false
+	}
+	changed = r.peer != peer
+	r.peer, r.peerBy = peer, by
+	return changed
+}
+
 // join takes another run of the same thing in, which an event between the two
 // has shown to be the same one.
 func (r *run) join(o *run) {
@@ -272,6 +284,7 @@ func (r *run) join(o *run) {
 	if o.last.compare(r.last) > 0 {
 		r.last = o.last
 	}
+	r.meet(o.peer, o.peerBy)
 	r.count += o.count
 	r.worst = max(r.worst, o.worst)
 	for _, s := range o.samples {
@@ -281,7 +294,7 @@ func (r *run) join(o *run) {
 
 // addTo puts an event into the run of v that it belongs to, or begins one. It
 // says whether anything but counts changed.
-func addTo(v *vertex, name, about string, peer *vertex, s sighted, severity eventv1.Severity) (*run, bool) {
+func addTo(v *vertex, name, about string, s sighted, severity eventv1.Severity) (*run, bool) {
 	var home *run
 	changed := false
 	kept := v.runs[:0]
@@ -301,10 +314,10 @@ func addTo(v *vertex, name, about string, peer *vertex, s sighted, severity even
 	clear(v.runs[len(kept):])
 	v.runs = kept
 	if home == nil && len(v.runs) >= maxRuns && about != "" {
-		return addTo(v, name, "", nil, s, severity)
+		return addTo(v, name, "", s, severity)
 	}
 	if home == nil {
-		home = &run{name: name, about: about, vertex: v, peer: peer}
+		home = &run{name: name, about: about, vertex: v}
 		v.runs = append(v.runs, home)
 		changed = true
 	}

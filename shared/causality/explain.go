@@ -33,6 +33,8 @@ const (
 	consequence = 10 * time.Minute
 	// maxChanges is how many changes of one thing are looked at.
 	maxChanges = 64
+	// maxRated is how many causes of a symptom are compared with each other.
+	maxRated = 96
 	// maxCandidates is how many causes of a symptom are kept.
 	maxCandidates = 8
 )
@@ -74,6 +76,7 @@ type explanation struct {
 	candidates []candidate
 	preceded   []*change // all changes within reach that came before
 	waiting    []wait
+	governing  []*policies
 	nodes      int // how many nodes the cluster had; -1 when it does not matter
 }
 
@@ -88,6 +91,7 @@ type wait struct {
 func (x *explanation) current(epoch uint64) bool {
 	return x.made && x.epoch == epoch &&
 		!slices.ContainsFunc(x.reached, func(v *vertex) bool { return v.touched > x.clock }) &&
+		!slices.ContainsFunc(x.governing, func(p *policies) bool { return p.touched > x.clock }) &&
 		!slices.ContainsFunc(x.waiting, func(w wait) bool { return w.run.last != w.last })
 }
 
@@ -111,7 +115,7 @@ func (e *Engine) explain(r *run) *explanation {
 		}
 	}
 	places := s.run()
-	*x = explanation{made: true, checked: e.question, clock: e.graph.clock, epoch: e.epoch}
+	*x = explanation{made: true, checked: e.question, clock: e.graph.clock, epoch: e.epoch, governing: s.governing}
 	known := map[*vertex]bool{}
 	best := map[any]int{} // by change or run
 	for i := range places {
@@ -127,11 +131,11 @@ func (e *Engine) explain(r *run) *explanation {
 	if s.want[Cluster] {
 		x.nodes = len(e.graph.nodes[r.vertex.cluster])
 	}
-	x.candidates = withoutConsequences(x.candidates)
 	slices.SortFunc(x.candidates, func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(b.total, a.total), a.stamp().compare(b.stamp()), compareKeys(a.vertex().key, b.vertex().key))
 	})
-	x.candidates = slices.Clip(x.candidates[:min(len(x.candidates), maxCandidates)])
+	x.candidates = withoutConsequences(x.candidates[:min(len(x.candidates), maxRated)])
+	x.candidates = slices.Clone(x.candidates[:min(len(x.candidates), maxCandidates)])
 	return x
 }
 

@@ -49,7 +49,8 @@ type vertex struct {
 	attributes map[string]stamped[string]
 	labels     map[string]stamped[string]
 	born       int64 // first heard of
-	alive      int64 // last told to exist
+	heard      int64 // last heard of
+	alive      int64 // last told to exist: to be mentioned is not enough
 	gone       int64 // last told to be deleted; 0 when never
 
 	ties    []tieGroup
@@ -70,6 +71,7 @@ type tie struct {
 	since          int64 // earliest time that it was told to exist
 	alive          int64 // last told to exist
 	gone           int64 // last told to have ended; 0 when never
+	forgotten      bool
 }
 
 // tieSame joins an entity that is known by its uid with the same one known by
@@ -93,6 +95,7 @@ type tieGroup struct {
 	kind ahtiv1.RelationshipType
 	out  bool
 	ties []*tie
+	top  []*tie // the newest, as of the last search; nil when ties changed
 }
 
 // newest returns the ties that a search follows: all, or the newest when there
@@ -101,21 +104,34 @@ func (g *tieGroup) newest() []*tie {
 	if len(g.ties) <= maxFan {
 		return g.ties
 	}
+	if g.top != nil {
+		return g.top
+	}
 	sorted := slices.Clone(g.ties)
 	slices.SortFunc(sorted, func(a, b *tie) int {
 		return cmp.Or(cmp.Compare(b.since, a.since), compareKeys(a.source.key, b.source.key), compareKeys(a.target.key, b.target.key))
 	})
-	return sorted[:maxFan]
+	g.top = slices.Clone(sorted[:maxFan])
+	return g.top
 }
 
 func (v *vertex) attach(t *tie, out bool) {
 	for i := range v.ties {
 		if g := &v.ties[i]; g.kind == t.kind && g.out == out {
-			g.ties = append(g.ties, t)
+			g.ties, g.top = append(g.ties, t), nil
 			return
 		}
 	}
-	v.ties = append(v.ties, tieGroup{t.kind, out, []*tie{t}})
+	v.ties = append(v.ties, tieGroup{kind: t.kind, out: out, ties: []*tie{t}})
+}
+
+// stale notes that a tie of the kind has another age than before.
+func (v *vertex) stale(kind ahtiv1.RelationshipType) {
+	for i := range v.ties {
+		if v.ties[i].kind == kind {
+			v.ties[i].top = nil
+		}
+	}
 }
 
 // other returns the far end.
@@ -137,20 +153,37 @@ type tieKey struct {
 type graph struct {
 	vertices map[key]*vertex
 	byIndex  []*vertex
+	free     []int32              // places in byIndex
 	byName   map[string][]*vertex // by name for people
 	ties     map[tieKey]*tie
 	nodes    map[string][]*vertex // nodes by cluster
-	policies map[nsKey][]*vertex  // by namespace
+	policies map[nsKey]*policies  // by namespace
 	clusters map[string]bool
 	clock    uint64
 }
 
 type nsKey struct{ cluster, namespace string }
 
+// policies are the entities that govern a namespace.
+type policies struct {
+	list    []*vertex
+	touched uint64 // the graph's clock when one came
+}
+
+func (g *graph) policiesOf(cluster, namespace string) *policies {
+	k := nsKey{cluster, namespace}
+	p := g.policies[k]
+	if p == nil {
+		p = &policies{}
+		g.policies[k] = p
+	}
+	return p
+}
+
 func newGraph() *graph {
 	return &graph{
 		vertices: map[key]*vertex{}, byName: map[string][]*vertex{}, ties: map[tieKey]*tie{},
-		nodes: map[string][]*vertex{}, policies: map[nsKey][]*vertex{}, clusters: map[string]bool{},
+		nodes: map[string][]*vertex{}, policies: map[nsKey]*policies{}, clusters: map[string]bool{},
 	}
 }
 
@@ -164,9 +197,9 @@ func (g *graph) vertex(k key) *vertex {
 	v := g.vertices[k]
 	if v == nil {
 		k.id, k.cluster = strings.Clone(k.id), strings.Clone(k.cluster)
-		v = &vertex{key: k, index: int32(len(g.byIndex)), born: math.MaxInt64} //nolint:gosec // two thousand million entities do not fit in memory
+		v = &vertex{key: k, born: math.MaxInt64}
 		g.vertices[k] = v
-		g.byIndex = append(g.byIndex, v)
+		g.place(v)
 		g.clusters[k.cluster] = true
 		if k.kind == ahtiv1.EntityType_ENTITY_TYPE_NODE {
 			g.nodes[k.cluster] = append(g.nodes[k.cluster], v)
@@ -174,6 +207,17 @@ func (g *graph) vertex(k key) *vertex {
 		g.touch(v)
 	}
 	return v
+}
+
+// place gives a vertex its index.
+func (g *graph) place(v *vertex) {
+	if n := len(g.free); n > 0 {
+		v.index, g.free = g.free[n-1], g.free[:n-1]
+		g.byIndex[v.index] = v
+		return
+	}
+	v.index = int32(len(g.byIndex)) //nolint:gosec // two thousand million entities do not fit in memory
+	g.byIndex = append(g.byIndex, v)
 }
 
 // isPolicy says whether entities of the type govern their whole namespace.
@@ -191,30 +235,33 @@ func isPolicy(t ahtiv1.EntityType) bool {
 func (g *graph) entity(at int64, cluster string, e *ahtiv1.Entity) (*vertex, bool) {
 	v := g.vertex(key{e.GetType(), cmp.Or(e.GetClusterId(), cluster), e.GetId()})
 	changed := v.born == math.MaxInt64
-	v.born = min(v.born, at)
-	if e.GetState() == ahtiv1.EntityState_ENTITY_STATE_DELETED {
+	v.born, v.heard = min(v.born, at), max(v.heard, at)
+	was := v.deleted()
+	switch e.GetState() {
+	case ahtiv1.EntityState_ENTITY_STATE_DELETED:
 		gone := at
 		if e.GetDeletedAt() != nil {
 			gone = e.GetDeletedAt().AsTime().UnixNano()
 		}
-		was := v.deleted()
+		changed = changed || gone > v.gone
 		v.gone = max(v.gone, gone)
-		changed = v.reason.put(gone, e.GetDeleteReason()) || changed || was != v.deleted()
-	} else {
-		was := v.deleted()
+		changed = v.reason.put(gone, e.GetDeleteReason()) || changed
+	case ahtiv1.EntityState_ENTITY_STATE_ACTIVE:
 		v.alive = max(v.alive, at)
-		changed = changed || was != v.deleted()
+	default:
 	}
-	if n := e.GetName(); n != "" && v.name.put(at, n) {
-		changed = true
-		g.rename(v, n)
+	changed = changed || was != v.deleted()
+	if n := e.GetName(); n != "" {
+		changed = v.name.put(at, n) || changed
+		changed = g.called(v, e.GetNamespace(), n) || changed
 	}
 	if ns := e.GetNamespace(); ns != "" && v.namespace.put(at, ns) {
 		changed = true
 		if isPolicy(v.kind) {
-			k := nsKey{v.cluster, ns}
-			g.policies[k] = append(g.policies[k], v)
-			g.touch(g.vertex(key{ahtiv1.EntityType_ENTITY_TYPE_NAMESPACE, v.cluster, ns}))
+			p := g.policiesOf(v.cluster, ns)
+			p.list = append(p.list, v)
+			g.clock++
+			p.touched = g.clock
 		}
 	}
 	if e.GetGeneration() != 0 {
@@ -223,7 +270,6 @@ func (g *graph) entity(at int64, cluster string, e *ahtiv1.Entity) (*vertex, boo
 	changed = merge(&v.attributes, at, e.GetAttributes()) || changed
 	changed = merge(&v.labels, at, e.GetLabels()) || changed
 	if changed {
-		g.alias(v)
 		g.touch(v)
 	}
 	return v, changed
@@ -249,36 +295,38 @@ func merge(into *map[string]stamped[string], at int64, from map[string]string) b
 	return changed
 }
 
-func (g *graph) rename(v *vertex, name string) {
-	if !slices.Contains(v.names, name) {
+// called notes a name of an entity, and says whether it is a new one. An entity
+// that is known by its uid is tied to its name, because others may know only
+// that.
+func (g *graph) called(v *vertex, namespace, name string) bool {
+	fresh := !slices.Contains(v.names, name)
+	if fresh {
 		v.names = append(v.names, name)
 		g.byName[name] = append(g.byName[name], v)
 	}
-}
-
-// alias ties an entity that is known by its uid to its name, because others may
-// know only that.
-func (g *graph) alias(v *vertex) {
+	id := name
 	switch v.kind {
 	case ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT, ahtiv1.EntityType_ENTITY_TYPE_NODE, ahtiv1.EntityType_ENTITY_TYPE_NAMESPACE,
 		ahtiv1.EntityType_ENTITY_TYPE_CONTAINER, ahtiv1.EntityType_ENTITY_TYPE_SERVICE_UNIT:
-		return
+		return fresh
+	case ahtiv1.EntityType_ENTITY_TYPE_PV, ahtiv1.EntityType_ENTITY_TYPE_OBJECT:
 	default:
+		if namespace == "" {
+			return fresh // half of a name may be anybody's
+		}
 	}
-	if v.name.value == "" {
-		return
-	}
-	id := v.name.value
-	if v.namespace.value != "" {
-		id = v.namespace.value + "/" + id
+	if namespace != "" {
+		id = namespace + "/" + name
 	}
 	if id == v.id {
-		return
+		return fresh
 	}
 	named := g.vertex(key{v.kind, v.cluster, id})
 	if _, created := g.tie(tieSame, v, named); created {
 		g.touch(named)
+		return true
 	}
+	return fresh
 }
 
 func (g *graph) tie(kind ahtiv1.RelationshipType, source, target *vertex) (*tie, bool) {
@@ -326,6 +374,8 @@ func (g *graph) relationship(at int64, cluster string, r *ahtiv1.Relationship) b
 		changed = changed || was != (t.gone != 0 && t.gone >= t.alive)
 	}
 	if changed {
+		source.stale(t.kind)
+		target.stale(t.kind)
 		g.touch(source)
 		g.touch(target)
 	}
@@ -336,8 +386,7 @@ func (g *graph) relationship(at int64, cluster string, r *ahtiv1.Relationship) b
 // before: what was cut off just now may be the reason of what shows now.
 func (t *tie) holds(at int64) bool {
 	if t.kind == tieSame {
-		v := t.source
-		return v.born <= at+int64(skew) && (!v.deleted() || v.gone >= at-int64(memory))
+		return !t.source.deleted() || t.source.gone >= at-int64(memory)
 	}
 	if t.gone != 0 && t.gone >= t.alive && t.gone < at-int64(memory) {
 		return false
@@ -409,7 +458,7 @@ const (
 	maxCost = 4.5
 	// maxFan is how many ties of one kind and direction the search follows
 	// from a vertex. A node has up to 110 pods by default.
-	maxFan = 256
+	maxFan = 128
 	// maxReach is how many places one search looks at.
 	maxReach = 2048
 )
@@ -434,6 +483,8 @@ type search struct {
 	best     map[state]float64
 	frontier places
 	found    []place
+	// governing are the policies that were looked at.
+	governing []*policies
 }
 
 type state struct {
@@ -541,7 +592,14 @@ func (s *search) follow(p place, here int) {
 	if p.where == Callee {
 		where = Callee
 	}
-	for _, policy := range s.graph.policies[nsKey{v.cluster, v.namespace.value}] {
+	if v.namespace.value == "" {
+		return
+	}
+	governing := s.graph.policiesOf(v.cluster, v.namespace.value)
+	if !slices.Contains(s.governing, governing) {
+		s.governing = append(s.governing, governing)
+	}
+	for _, policy := range governing.list {
 		s.push(policy, where, p.cost+1, here)
 	}
 }
@@ -610,42 +668,58 @@ func timestamp(ns int64) *timestamppb.Timestamp {
 }
 
 // forget drops what ended before a time, and what has not been heard of since
-// and will tell of itself when it is there: containers, units and addresses.
-func (g *graph) forget(limit int64) {
+// and will tell of itself when it is there: containers, units, addresses, and
+// who connects to what.
+func (g *graph) forget(limit int64, keep map[*vertex]bool) {
 	dead := func(v *vertex) bool {
 		switch {
-		case len(v.changes) > 0 || len(v.runs) > 0:
+		case len(v.changes) > 0 || len(v.runs) > 0 || keep[v]:
 			return false
 		case v.deleted():
 			return v.gone < limit
 		case v.kind == ahtiv1.EntityType_ENTITY_TYPE_CONTAINER || v.kind == ahtiv1.EntityType_ENTITY_TYPE_SERVICE_UNIT:
-			return max(v.alive, v.born) < limit
+			return max(v.heard, v.born) < limit
 		default:
 			return false
 		}
 	}
+	cut := map[*vertex]bool{}
 	for k, t := range g.ties {
-		ended := t.gone != 0 && t.gone >= t.alive && t.gone < limit
-		if ended || dead(t.source) || dead(t.target) {
-			t.source.detach(t)
-			t.target.detach(t)
+		ended := t.gone != 0 && t.gone >= t.alive && t.gone < limit || t.kind == connects && max(t.alive, t.since) < limit
+		if ended && (!keep[t.source] || !keep[t.target]) || dead(t.source) || dead(t.target) {
 			delete(g.ties, k)
-			g.touch(t.source)
-			g.touch(t.target)
+			t.forgotten = true
+			cut[t.source], cut[t.target] = true, true
 		}
 	}
+	for v := range cut {
+		v.prune()
+		g.touch(v)
+	}
 	for k, v := range g.vertices {
-		lonely := len(v.ties) == 0 && len(v.changes) == 0 && len(v.runs) == 0 && v.alive < limit && v.born < limit &&
-			(v.kind == ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT || v.alive == 0)
-		if dead(v) || lonely {
+		// What was only named in a tie, or is but an address, is nothing alone.
+		alone := len(v.ties) == 0 && len(v.changes) == 0 && len(v.runs) == 0 && !keep[v]
+		old := v.heard < limit && (v.born < limit || v.born == math.MaxInt64)
+		if dead(v) || alone && old && (v.kind == ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT || v.heard == 0) {
 			g.drop(k, v)
 		}
 	}
 }
 
+// prune drops the ties that are forgotten.
+func (v *vertex) prune() {
+	for i := range v.ties {
+		g := &v.ties[i]
+		g.ties = slices.DeleteFunc(g.ties, func(t *tie) bool { return t.forgotten })
+		g.top = nil
+	}
+	v.ties = slices.DeleteFunc(v.ties, func(g tieGroup) bool { return len(g.ties) == 0 })
+}
+
 func (g *graph) drop(k key, v *vertex) {
 	delete(g.vertices, k)
 	g.byIndex[v.index] = nil
+	g.free = append(g.free, v.index)
 	without := func(list []*vertex) []*vertex {
 		return slices.DeleteFunc(list, func(o *vertex) bool { return o == v })
 	}
@@ -658,14 +732,7 @@ func (g *graph) drop(k key, v *vertex) {
 		g.nodes[v.cluster] = without(g.nodes[v.cluster])
 	}
 	if isPolicy(v.kind) {
-		ns := nsKey{v.cluster, v.namespace.value}
-		g.policies[ns] = without(g.policies[ns])
+		p := g.policiesOf(v.cluster, v.namespace.value)
+		p.list = without(p.list)
 	}
-}
-
-func (v *vertex) detach(t *tie) {
-	for i := range v.ties {
-		v.ties[i].ties = slices.DeleteFunc(v.ties[i].ties, func(o *tie) bool { return o == t })
-	}
-	v.ties = slices.DeleteFunc(v.ties, func(g tieGroup) bool { return len(g.ties) == 0 })
 }

@@ -98,10 +98,54 @@ func (e *Engine) incidents(now time.Time, filter func(*group) bool) []*ahtiv1.In
 func (e *Engine) allRuns() []*run {
 	all := make([]*run, 0, e.runs)
 	for v := range e.suffering {
-		all = append(all, v.runs...)
+		for _, r := range v.runs {
+			if !e.ordered(r) {
+				all = append(all, r)
+			}
+		}
 	}
 	slices.SortFunc(all, compareRuns)
 	return all
+}
+
+// farewell is how long a pod may take to go when it is told to: its grace period,
+// 30 s by default, and the time until the API tells.
+const farewell = 90 * time.Second
+
+// ordered says whether a run is only that a pod went as it was told to: it did
+// not answer its probes any more, or ended by the signals that such pods get.
+func (e *Engine) ordered(r *run) bool {
+	switch r.name {
+	case "not_ready":
+	case "container_failed":
+		switch exitOf(r.first.labels) {
+		case "", "SIGTERM", "SIGKILL", "exit code 143", "exit code 137":
+		default:
+			return false
+		}
+	default:
+		return false
+	}
+	pod := r.vertex
+	if pod.kind == ahtiv1.EntityType_ENTITY_TYPE_CONTAINER {
+		pod = e.ownerOf(pod)
+	}
+	return pod != nil && pod.kind == ahtiv1.EntityType_ENTITY_TYPE_POD && pod.deleted() &&
+		pod.gone >= r.last.at-int64(skew) && pod.gone <= r.first.at+int64(farewell)
+}
+
+// settled says whether what a run is about has come right.
+func (r *run) settled() bool {
+	if r.name != "unschedulable" {
+		return false
+	}
+	for i := range r.vertex.ties {
+		g := &r.vertex.ties[i]
+		if g.kind == runsOn && g.out && slices.ContainsFunc(g.ties, func(t *tie) bool { return t.since >= r.last.at }) {
+			return true
+		}
+	}
+	return false
 }
 
 func compareRuns(a, b *run) int {
@@ -207,8 +251,19 @@ func (e *Engine) groups() []*group {
 	// time, has one cause that nobody saw.
 	last := map[string]*run{}
 	ends := map[string]int64{}
+	peers := map[string]int{}
 	for _, r := range rootless {
-		k := e.placeOf(r)
+		if r.peer != nil {
+			peers[e.placeOf(r, r.vertex)]++
+		}
+	}
+	for _, r := range rootless {
+		// Who finds nobody anywhere has a fault of its own.
+		at := r.vertex
+		if r.peer != nil && peers[e.placeOf(r, r.vertex)] <= manyPeers {
+			at = e.behind(r.peer, r.first.at)
+		}
+		k := e.placeOf(r, at)
 		root := last[k]
 		if root == nil || r.first.at > ends[k]+int64(quiet) {
 			root = r
@@ -242,47 +297,54 @@ func origin(via map[*run]*candidate, r *run) *run {
 	}
 }
 
-// placeOf names where an unexplained run comes from: what does not answer, for
-// connections; else what owns the sufferer.
-func (e *Engine) placeOf(r *run) string {
-	at := r.vertex
-	if r.peer != nil {
-		at = e.behind(r.peer)
-	}
+// manyPeers is how many peers that do not answer make the one who calls them the
+// suspect.
+const manyPeers = 8
+
+// placeOf names what an unexplained run is folded by: its name, and the outermost
+// owner of the sufferer or of what does not answer.
+func (e *Engine) placeOf(r *run, at *vertex) string {
 	top := e.top(at)
 	return strings.Join([]string{r.name, top.cluster, top.kind.String(), top.id}, "\x00")
 }
 
-// behind is what answers at an address: a Service or pod, or else the address
-// itself.
-func (e *Engine) behind(v *vertex) *vertex {
+// behind is what answers at an address at a time: a Service or pod, or else the
+// address itself.
+func (e *Engine) behind(v *vertex, at int64) *vertex {
 	for range 3 {
-		next := v
+		var best *tie
 		for i := range v.ties {
 			if g := &v.ties[i]; g.kind == exposes && !g.out {
 				for _, t := range g.newest() {
-					o := t.other(v)
-					if next == v || nearerOwner(o, next) {
-						next = o
+					if t.holds(at) && (best == nil || answers(t, best, at)) {
+						best = t
 					}
 				}
 			}
 		}
-		if next == v || v.kind == ahtiv1.EntityType_ENTITY_TYPE_POD {
+		if best == nil || v.kind == ahtiv1.EntityType_ENTITY_TYPE_POD {
 			return v
 		}
-		v = next
+		v = best.source
 	}
 	return v
 }
 
-// nearerOwner prefers Services, then what sorts first.
-func nearerOwner(a, b *vertex) bool {
+// answers says whether a is more likely than b to be what answers at a time:
+// Services stand before pods, what is there before what is gone, and who has the
+// address now before who had it.
+func answers(a, b *tie, at int64) bool {
 	const service = ahtiv1.EntityType_ENTITY_TYPE_SERVICE
-	if (a.kind == service) != (b.kind == service) {
-		return a.kind == service
+	there := func(t *tie) bool {
+		ended := t.gone != 0 && t.gone >= t.alive && t.gone < at
+		return !ended && (!t.source.deleted() || t.source.gone >= at)
 	}
-	return compareKeys(a.key, b.key) < 0
+	return cmp.Or(
+		compareBool(!there(a), !there(b)),
+		compareBool(a.source.kind != service, b.source.kind != service),
+		cmp.Compare(b.since, a.since),
+		compareKeys(a.source.key, b.source.key),
+	) < 0
 }
 
 // top is the outermost owner of a thing.
@@ -312,12 +374,17 @@ func (e *Engine) ownerOf(v *vertex) *vertex {
 	return owner
 }
 
+// crowd is how many times as many events it takes when they are of many things,
+// each of which has too few: a rollout has a failed probe here and there.
+const crowd = 5
+
 // opened says whether enough was seen to tell anyone.
 func (e *Engine) opened(g *group) bool {
 	counts := map[string]int64{}
 	for _, r := range g.runs {
+		enough := int64(e.opens(r.name))
 		counts[r.name] += r.count
-		if counts[r.name] >= int64(e.opens(r.name)) {
+		if r.count >= enough || counts[r.name] >= crowd*enough {
 			return true
 		}
 	}
@@ -379,10 +446,13 @@ func (e *Engine) show(g *group, now time.Time) *ahtiv1.Incident {
 		State: ahtiv1.IncidentState_INCIDENT_STATE_OPEN,
 	}
 	over := true
+	in.SymptomCount = int64(len(g.runs))
+	for _, r := range worst(g.runs, primary) {
+		in.Symptoms = append(in.Symptoms, e.showRun(r))
+	}
 	for _, r := range g.runs {
 		in.Severity = max(in.GetSeverity(), r.worst)
-		in.Symptoms = append(in.Symptoms, e.showRun(r))
-		over = over && (r.vertex.deleted() || now.UnixNano()-r.last.at > int64(calm))
+		over = over && (r.vertex.deleted() || r.settled() || now.UnixNano()-r.last.at > int64(calm))
 	}
 	if over {
 		in.State = ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED
@@ -404,6 +474,23 @@ func (e *Engine) show(g *group, now time.Time) *ahtiv1.Incident {
 	in.Summary = e.summary(g, primary, believed, in)
 	in.Advice = e.advice(g, primary, believed)
 	return in
+}
+
+// maxSymptoms is how many symptoms of an incident are told.
+const maxSymptoms = 100
+
+// worst returns the first symptom and the worst others, by time.
+func worst(runs []*run, primary *run) []*run {
+	if len(runs) <= maxSymptoms {
+		return runs
+	}
+	sorted := slices.Clone(runs)
+	slices.SortStableFunc(sorted, func(a, b *run) int {
+		return cmp.Or(compareBool(a != primary, b != primary), cmp.Compare(b.worst, a.worst))
+	})
+	sorted = sorted[:maxSymptoms]
+	slices.SortFunc(sorted, compareRuns)
+	return sorted
 }
 
 func (e *Engine) advice(g *group, primary *run, believed *candidate) string {

@@ -55,6 +55,11 @@ const (
 	// the table of failure modes, and of others.
 	knownHistory   = 0.95
 	unknownHistory = 0.08
+	// alone is how often a symptom must have come without a change before that
+	// counts against a cause that the table knows, and leastKnown is what is
+	// left of such a cause then.
+	alone      = 5
+	leastKnown = 0.6
 )
 
 func newLessons() Lessons {
@@ -217,8 +222,18 @@ func (l *Lessons) history(class, symptom string, assumed float64) float64 {
 	chances := float64(max(l.Sufferers[symptom], 1)) * max(float64(l.Through-l.Since)/float64(horizon), 1)
 	chance := (max(float64(l.Symptoms[symptom])-followed, 0) + 0.5) / (chances + 1)
 	rate := (followed + 0.5) / (n + 1)
+	share := max(1-chance/rate, 0)
+	if assumed == knownHistory {
+		// That most rollouts are healthy says nothing for the one beside which
+		// something breaks. Only a symptom that often comes without the change
+		// speaks against it.
+		if float64(l.Symptoms[symptom])-followed < alone {
+			return assumed
+		}
+		share = max(share, leastKnown)
+	}
 	weight := n / (n + trust)
-	return (1-weight)*assumed + weight*max(1-chance/rate, 0)
+	return (1-weight)*assumed + weight*share
 }
 
 // delay rates how well a delay fits the pair: 0 to 1. What comes sooner than

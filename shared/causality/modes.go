@@ -24,6 +24,7 @@ type Modes struct {
 	wild      []int            // symptom rows with a pattern for a kind
 	byName    map[string]*symptomRow
 	explainer map[string][]*modeRow // by symptom
+	longest   time.Duration         // of the rows' within
 }
 
 //go:embed modes.yaml
@@ -194,6 +195,7 @@ func (m *Modes) indexRows() error {
 			wrong("the name of row %d is empty or taken", i+1)
 		}
 		names[r.Name] = true
+		m.longest = max(m.longest, r.Within)
 		if r.Prior <= 0 || r.Prior > 1 {
 			wrong("prior is %v, want more than 0 and at most 1", r.Prior)
 		}

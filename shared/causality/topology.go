@@ -17,7 +17,7 @@ func (e *Engine) Resolve(name, cluster string) []*ahtiv1.EntityReference {
 	defer e.mu.Unlock()
 	var found []*vertex
 	match := func(v *vertex) {
-		if v.cluster != cluster && cluster != "" || v.alive == 0 && v.gone == 0 && len(v.ties) == 0 || slices.Contains(found, v) {
+		if v.cluster != cluster && cluster != "" || v.heard == 0 && len(v.ties) == 0 || slices.Contains(found, v) {
 			return
 		}
 		found = append(found, v)
@@ -110,7 +110,7 @@ func (e *Engine) Topology(refs []*ahtiv1.EntityReference, at time.Time, depth, l
 	var frontier []*vertex
 	if len(refs) == 0 {
 		for _, v := range e.graph.byIndex {
-			if v != nil && v.alive != 0 && there(v) {
+			if v != nil && v.heard != 0 && there(v) {
 				frontier = append(frontier, v)
 			}
 		}

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
 )
@@ -173,7 +175,7 @@ func (e *Engine) words(r *run, named *vertex) string {
 			return e.subject(r, named)
 		case "peer":
 			if r.peer != nil {
-				return e.peerPhrase(r.peer)
+				return e.peerPhrase(r.peer, r.first.at)
 			}
 			return r.first.labels["network.peer.address"]
 		case "exit":
@@ -321,23 +323,24 @@ func (e *Engine) phrase(v *vertex) string {
 	}
 }
 
-// shortID is how much of a container's id people are shown, as runtimes do.
-const shortID = 12
+// fullID and shortID are how long a container's id is, and how much of it people
+// are shown, as runtimes do.
+const fullID, shortID = 64, 12
 
 func short(id string) string {
-	if len(id) == 64 {
-		return id[:shortID]
+	if len(id) == fullID {
+		return strings.ToValidUTF8(id[:shortID], "")
 	}
 	return id
 }
 
 // peerPhrase names the other end of a connection with what is behind it.
-func (e *Engine) peerPhrase(v *vertex) string {
+func (e *Engine) peerPhrase(v *vertex, at int64) string {
 	address := v.displayName()
 	if i := strings.LastIndexByte(address, '/'); i >= 0 {
 		address = address[i+1:]
 	}
-	if b := e.behind(v); b != v && b.kind != ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT {
+	if b := e.behind(v, at); b != v && b.kind != ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT {
 		return e.phrase(b) + " (" + address + ")"
 	}
 	return address
@@ -411,8 +414,9 @@ func span(d time.Duration) string {
 }
 
 func upper(s string) string {
-	if s == "" {
+	first, size := utf8.DecodeRuneInString(s)
+	if size == 0 {
 		return s
 	}
-	return strings.ToUpper(s[:1]) + s[1:]
+	return string(unicode.ToUpper(first)) + s[size:]
 }

@@ -49,9 +49,11 @@ func Run(ctx context.Context, config Config) (err error) {
 	var writer atomic.Pointer[ingest.Writer]
 
 	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	var background sync.WaitGroup
-	defer background.Wait()
+	defer func() {
+		cancel(nil) // first, or what serves already would go on after an error
+		background.Wait()
+	}()
 	start := func(what string, run func(context.Context) error) {
 		background.Go(func() {
 			if err := run(ctx); err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -100,11 +101,12 @@ func (e *embedded) InProcessConn() (net.Conn, error) {
 	return e.server.InProcessConn()
 }
 
-// works reports whether JetStream has not switched itself off.
+// works reports whether JetStream takes messages. After its disk failed it does
+// not, for good, and does not answer either.
 func (e *embedded) works() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.server.JetStreamEnabled()
+	return e.server.JetStreamEnabled() && e.server.Healthz(nil).StatusCode == http.StatusOK
 }
 
 // free is how many bytes the disk of the log has left for this process.

@@ -128,6 +128,7 @@ func Open(ctx context.Context, config Config) (*Journal, error) {
 	if err != nil {
 		return nil, err
 	}
+	m.maxBytes.Set(float64(config.MaxBytes))
 	j := &Journal{config: config, metrics: m, changed: make(chan struct{})}
 	if err := j.connect(); err != nil {
 		return nil, err

@@ -91,6 +91,22 @@ func TestABodyOfOneIDIsStoredOnceAlsoAfterARestart(t *testing.T) {
 	}
 }
 
+// Alerts compare the size of the log with the size at which it is full.
+func TestTellsWhenItIsFull(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	j := open(t, func(c *journal.Config) { c.Dir, c.MaxBytes, c.Registry = t.TempDir(), 32<<20, registry })
+	defer func() { require.NoError(t, j.Close()) }()
+	families, err := registry.Gather()
+	require.NoError(t, err)
+	for _, f := range families {
+		if f.GetName() == "polku_log_max_bytes" {
+			require.EqualValues(t, 32<<20, f.GetMetric()[0].GetGauge().GetValue())
+			return
+		}
+	}
+	require.Fail(t, "polku_log_max_bytes is missing")
+}
+
 func TestOneDirectoryIsForOneProcess(t *testing.T) {
 	dir := t.TempDir()
 	j := open(t, func(c *journal.Config) { c.Dir = dir })
@@ -145,7 +161,7 @@ func TestJetStreamMeetsAFullDisk(t *testing.T) {
 		return
 	}
 	j := open(t, func(c *journal.Config) {
-		c.Dir, c.DiskReserve, c.StoreTimeout, c.MaxBytes = filepath.Join(dir, "log"), 1, time.Second, 1<<30
+		c.Dir, c.DiskReserve, c.StoreTimeout, c.MaxBytes = filepath.Join(dir, "log"), 1, time.Hour, 1<<30
 	})
 	var acked []string
 	for i := range 20 {
@@ -162,14 +178,15 @@ func TestJetStreamMeetsAFullDisk(t *testing.T) {
 
 	// The log was last seen with room, so this goes to JetStream and fails.
 	receipt, err := j.Append(t.Context(), "lost", body(t, "lost", 300<<10))
+	require.Eventually(t, func() bool { return errors.Is(j.Blocked(), journal.ErrDiskFull) }, patience, 10*time.Millisecond)
+	require.NoError(t, os.Remove(hog.Name()))
 	if err == nil {
+		// It fails with the server that did not answer, not after StoreTimeout.
 		err = receipt.Wait()
 	} else {
 		t.Log("the log saw the disk fill before the append")
 	}
 	require.Error(t, err)
-	require.Eventually(t, func() bool { return errors.Is(j.Blocked(), journal.ErrDiskFull) }, patience, 10*time.Millisecond)
-	require.NoError(t, os.Remove(hog.Name()))
 	for i := range 20 {
 		require.NoError(t, store(t.Context(), t, j, fmt.Sprint("after-", i), 100<<10))
 		acked = append(acked, fmt.Sprint("after-", i))

@@ -950,11 +950,13 @@ type Incident struct {
 	// What may have caused it, the likeliest first. Empty when nothing that was
 	// seen explains it; the first symptom is the root then.
 	Causes []*Cause `protobuf:"bytes,11,rep,name=causes,proto3" json:"causes,omitempty"`
-	// What suffers, by time.
+	// What suffers, by time: the first symptom and the worst others, 100 at most.
 	Symptoms []*Symptom `protobuf:"bytes,12,rep,name=symptoms,proto3" json:"symptoms,omitempty"`
 	// From the first cause to the first symptom, and on to the worst that followed
 	// from it, by time.
-	Chain         []*ChainLink `protobuf:"bytes,13,rep,name=chain,proto3" json:"chain,omitempty"`
+	Chain []*ChainLink `protobuf:"bytes,13,rep,name=chain,proto3" json:"chain,omitempty"`
+	// How many symptoms there are in all.
+	SymptomCount  int64 `protobuf:"varint,14,opt,name=symptom_count,json=symptomCount,proto3" json:"symptom_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1078,6 +1080,13 @@ func (x *Incident) GetChain() []*ChainLink {
 		return x.Chain
 	}
 	return nil
+}
+
+func (x *Incident) GetSymptomCount() int64 {
+	if x != nil {
+		return x.SymptomCount
+	}
+	return 0
 }
 
 // Cause is an event that may have caused a symptom.
@@ -1544,7 +1553,7 @@ const file_ahti_v1_ahti_proto_rawDesc = "" +
 	"\x10TopologyResponse\x12+\n" +
 	"\bentities\x18\x01 \x03(\v2\x0f.ahti.v1.EntityR\bentities\x12;\n" +
 	"\rrelationships\x18\x02 \x03(\v2\x15.ahti.v1.RelationshipR\rrelationships\x12\x1c\n" +
-	"\ttruncated\x18\x03 \x01(\bR\ttruncated\"\x88\x04\n" +
+	"\ttruncated\x18\x03 \x01(\bR\ttruncated\"\xad\x04\n" +
 	"\bIncident\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12,\n" +
@@ -1563,7 +1572,8 @@ const file_ahti_v1_ahti_proto_rawDesc = "" +
 	" \x01(\v2\x0f.ahti.v1.EntityR\x04root\x12&\n" +
 	"\x06causes\x18\v \x03(\v2\x0e.ahti.v1.CauseR\x06causes\x12,\n" +
 	"\bsymptoms\x18\f \x03(\v2\x10.ahti.v1.SymptomR\bsymptoms\x12(\n" +
-	"\x05chain\x18\r \x03(\v2\x12.ahti.v1.ChainLinkR\x05chain\"\xcd\x02\n" +
+	"\x05chain\x18\r \x03(\v2\x12.ahti.v1.ChainLinkR\x05chain\x12#\n" +
+	"\rsymptom_count\x18\x0e \x01(\x03R\fsymptomCount\"\xcd\x02\n" +
 	"\x05Cause\x12\x19\n" +
 	"\bevent_id\x18\x01 \x01(\tR\aeventId\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x128\n" +
