@@ -91,10 +91,10 @@ func Restore(ctx context.Context, s *store.Store, engine *causality.Engine, now 
 	if err != nil {
 		return err
 	}
-	if err := applyRelevant(engine, func(each func(*store.Record) error) error {
-		return s.Relevant(ctx, now.Add(-engine.Window()-slack), through, each)
-	}); err != nil {
-		return err
+	if through > 0 {
+		if err := applyRelevant(ctx, s, engine, now.Add(-slack), store.Need{Through: through}); err != nil {
+			return err
+		}
 	}
 	err = s.After(ctx, through, func(r *store.Record) error {
 		delta := engine.Apply(r.Event)
@@ -104,6 +104,7 @@ func Restore(ctx context.Context, s *store.Store, engine *causality.Engine, now 
 	if err != nil {
 		return err
 	}
+	engine.Forget(now.Add(-engine.Window() - slack)) // facts of what ended long ago
 	return s.Checkpoint(ctx)
 }
 
@@ -117,9 +118,10 @@ func observe(ctx context.Context, s *store.Store, engine *causality.Engine) erro
 	})
 }
 
-// applyRelevant decodes on all processors what one reads; the engine does not
-// care for the order.
-func applyRelevant(engine *causality.Engine, read func(each func(*store.Record) error) error) error {
+// applyRelevant gives an engine the symptoms and changes that it needs to answer
+// about what was seen from a time on. It decodes on all processors what one reads;
+// the engine does not care for the order.
+func applyRelevant(ctx context.Context, s *store.Store, engine *causality.Engine, from time.Time, need store.Need) error {
 	const many = 256 // handed over at a time
 	work := make(chan [][]byte, 2*runtime.GOMAXPROCS(0))
 	failed := make(chan error, runtime.GOMAXPROCS(0))
@@ -142,13 +144,20 @@ func applyRelevant(engine *causality.Engine, read func(each func(*store.Record) 
 		})
 	}
 	var bodies [][]byte
-	err := read(func(r *store.Record) error {
+	take := func(r *store.Record) error {
 		if bodies = append(bodies, r.Body); len(bodies) == many {
 			work <- bodies
 			bodies = nil
 		}
 		return nil
-	})
+	}
+	symptoms, changes := need, need
+	symptoms.Relevance, symptoms.Since = causality.Symptom, from.Add(-engine.Window())
+	changes.Relevance, changes.Since = causality.Change, from.Add(-engine.ChangeWindow())
+	err := s.Relevant(ctx, symptoms, take)
+	if err == nil {
+		err = s.Relevant(ctx, changes, take)
+	}
 	work <- bodies
 	close(work)
 	workers.Wait()
@@ -161,21 +170,25 @@ func applyRelevant(engine *causality.Engine, read func(each func(*store.Record) 
 	return err
 }
 
-// Past returns an engine that knows the time around at, for questions about what
-// the running one has forgotten.
-func (b *Brain) Past(ctx context.Context, at time.Time) (*causality.Engine, error) {
-	engine, err := causality.New(causality.Options{Window: b.config.Engine.Window()})
+// Past returns an engine that knows what happened from a time to another, and
+// what may have caused it, for questions about what the running one has forgotten.
+func (b *Brain) Past(ctx context.Context, from, to time.Time) (*causality.Engine, error) {
+	engine, err := b.Known(ctx)
 	if err != nil {
 		return nil, err
 	}
 	engine.Teach(b.config.Engine.Lessons())
-	if err := observe(ctx, b.config.Store, engine); err != nil {
+	return engine, applyRelevant(ctx, b.config.Store, engine, from, store.Need{Until: to.Add(slack)})
+}
+
+// Known returns an engine that knows the things that the store has facts of, those
+// that ended included, and nothing of what happened to them.
+func (b *Brain) Known(ctx context.Context) (*causality.Engine, error) {
+	engine, err := causality.New(causality.Options{Window: b.config.Engine.Window()})
+	if err != nil {
 		return nil, err
 	}
-	err = applyRelevant(engine, func(each func(*store.Record) error) error {
-		return b.config.Store.RelevantBetween(ctx, at.Add(-engine.Window()), at.Add(slack), each)
-	})
-	return engine, err
+	return engine, observe(ctx, b.config.Store, engine)
 }
 
 // Remembers says whether the running engine knows everything from a time on.

@@ -16,6 +16,7 @@ import (
 	"github.com/yairfalse/tapio/ahti/internal/brain"
 	"github.com/yairfalse/tapio/ahti/internal/store"
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	"github.com/yairfalse/tapio/shared/causality"
 )
 
@@ -63,7 +64,7 @@ func (f *fixture) add(t *testing.T, events ...*ahtiv1.AhtiEvent) {
 	for _, e := range events {
 		body, err := proto.Marshal(e)
 		require.NoError(t, err)
-		r := &store.Record{Event: e, Body: body, Relevant: f.engine.Relevant(e)}
+		r := &store.Record{Event: e, Body: body, Relevance: f.engine.Relevance(e)}
 		require.NoError(t, f.store.Append(t.Context(), []*store.Record{r}))
 		delta := f.engine.Apply(e)
 		f.store.Note(r, delta.Entities, delta.Relationships)
@@ -102,6 +103,37 @@ func TestAnIncidentThatCannotBeStored(t *testing.T) {
 			require.Len(t, found, 1)
 			require.Equal(t, "api", found[0].GetRoot().GetId())
 			require.Equal(t, 1, f.Unstored())
+		}
+	})
+}
+
+// A change explains for longer than a symptom counts: a restart must not forget it,
+// nor the past.
+func TestChangesAreRemembered(t *testing.T) {
+	each(t, func(t *testing.T, config store.Config) {
+		now := time.Now()
+		for _, asked := range []time.Duration{0, 24 * time.Hour} { // ago
+			f := start(t, config, now)
+			changed := now.Add(-asked - f.engine.ChangeWindow() + time.Hour)
+			update := killed(fmt.Sprint("update", asked), "api", changed)
+			update.Subtype, update.Severity = "k8s.pod.updated", 2
+			update.Data = &ahtiv1.AhtiEvent_K8S{K8S: &eventv1.K8SEventData{ResourceType: "pod", Changes: []*eventv1.FieldChange{
+				{Path: "spec.containers[app].resources.limits.memory", Old: "1Gi", New: "64Mi"},
+			}}}
+			require.Equal(t, causality.Change, f.engine.Relevance(update))
+			f.add(t, update, killed(fmt.Sprint("kill", asked), "api", now.Add(-asked)))
+			require.NoError(t, f.store.Checkpoint(t.Context()))
+			require.NoError(t, f.store.Close())
+			f = start(t, config, now)
+			engine := f.engine
+			if asked > 0 {
+				var err error
+				engine, err = f.Past(t.Context(), now.Add(-asked-time.Minute), now.Add(-asked))
+				require.NoError(t, err)
+			}
+			require.Positive(t, engine.Size().Changes)
+			require.Positive(t, engine.Size().Symptoms)
+			require.NoError(t, f.store.Close())
 		}
 	})
 }

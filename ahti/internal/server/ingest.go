@@ -14,7 +14,6 @@ import (
 	"github.com/yairfalse/tapio/ahti/internal/ingest"
 	"github.com/yairfalse/tapio/ahti/internal/store"
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
-	"github.com/yairfalse/tapio/shared/causality"
 )
 
 const (
@@ -121,7 +120,7 @@ func (s *Service) submit(ctx context.Context, request *encodedRequest) unanswere
 		}
 		bytes += int64(len(body))
 		u.response.EventIds = append(u.response.EventIds, e.GetId())
-		records = append(records, &store.Record{Event: e, Body: body, Relevant: s.config.Engine.Relevance(e) != causality.Irrelevant})
+		records = append(records, &store.Record{Event: e, Body: body, Relevance: s.config.Engine.Relevance(e)})
 	}
 	if len(records) == 0 {
 		return u

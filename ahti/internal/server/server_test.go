@@ -445,6 +445,42 @@ func badQuestions(t *testing.T, config store.Config) {
 	require.Empty(t, empty.GetEventIds())
 }
 
+// A thing that ended so long ago that the engine has forgotten it is found by its
+// name all the same.
+func TestWhatEndedLongAgo(t *testing.T) {
+	each(t, func(t *testing.T, config store.Config) {
+		w := recent()
+		w.Start = time.Now().Add(-4 * 24 * time.Hour)
+		events := w.Events(0, 200)
+		killed := events[7]
+		pod := killed.GetEntities()[0]
+		end := w.Event(200)
+		end.Entities, end.Relationships, end.Data = []*ahtiv1.Entity{proto.CloneOf(pod)}, nil, nil
+		end.Subtype, end.Entities[0].State = "k8s.pod.deleted", ahtiv1.EntityState_ENTITY_STATE_DELETED
+		r := run(t, server.Config{Store: config})
+		r.ingest(t, append(events, end), 300)
+		require.NoError(t, r.stop())
+		r = run(t, server.Config{Store: config})
+
+		name := pod.GetNamespace() + "/" + pod.GetName()
+		for _, hours := range []time.Duration{1, 11, 24} {
+			why, err := r.Why(t.Context(), &ahtiv1.WhyRequest{
+				Entity: name, At: timestamppb.New(w.Start.Add(hours * time.Hour)), LookbackSeconds: int64(hours * 3600),
+			})
+			require.NoError(t, err)
+			require.NotEmpty(t, why.GetIncidents(), "%d hours back", hours)
+		}
+		timeline, err := r.Timeline(t.Context(), &ahtiv1.TimelineRequest{Entity: name, Since: timestamppb.New(w.Start)})
+		require.NoError(t, err)
+		require.Contains(t, ids(timeline.GetEvents()), killed.GetId())
+		topology, err := r.Topology(t.Context(), &ahtiv1.TopologyRequest{Entity: name, At: timestamppb.New(w.Start.Add(time.Minute))})
+		require.NoError(t, err)
+		require.NotEmpty(t, topology.GetRelationships())
+		_, err = r.Topology(t.Context(), &ahtiv1.TopologyRequest{Entity: name})
+		require.Equal(t, codes.NotFound, status.Code(err), "it is not there now")
+	})
+}
+
 // A question about a time that the engine has forgotten is answered from the
 // store, by an engine of that time.
 func TestWhyLongAgo(t *testing.T) {

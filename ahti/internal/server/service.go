@@ -58,13 +58,13 @@ type Service struct {
 	config   ServiceConfig
 	metrics  *metrics
 	inFlight *semaphore.Weighted
-	past     *semaphore.Weighted
+	building *semaphore.Weighted
 }
 
 func newService(config ServiceConfig, m *metrics) *Service {
 	return &Service{
 		config: config, metrics: m,
-		inFlight: semaphore.NewWeighted(maxInFlight), past: semaphore.NewWeighted(maxPast),
+		inFlight: semaphore.NewWeighted(maxInFlight), building: semaphore.NewWeighted(maxPast),
 	}
 }
 
@@ -111,12 +111,12 @@ func size[T int32 | int64](name string, n, otherwise, most T) (T, error) {
 	return min(cmp.Or(n, otherwise), most), nil
 }
 
-// resolve finds what a request names.
-func (s *Service) resolve(name, cluster string) ([]*ahtiv1.EntityReference, error) {
+// resolve finds what a request names among what an engine knows.
+func (s *Service) resolve(engine *causality.Engine, name, cluster string) ([]*ahtiv1.EntityReference, error) {
 	if err := cmp.Or(word("entity", name, maxName), word("cluster", cluster, maxWord)); err != nil {
 		return nil, err
 	}
-	refs := s.config.Engine.Resolve(name, cluster)
+	refs := engine.Resolve(name, cluster)
 	if len(refs) == 0 {
 		where := ""
 		if cluster != "" {
@@ -160,12 +160,12 @@ func (s *Service) Why(ctx context.Context, request *ahtiv1.WhyRequest) (*ahtiv1.
 	}
 	from := at.Add(-time.Duration(lookback) * time.Second)
 	if !s.config.Brain.Remembers(from, now) {
-		if engine, err = s.pastEngine(ctx, at); err != nil {
+		if engine, err = s.past(ctx, func() (*causality.Engine, error) { return s.config.Brain.Past(ctx, from, at) }); err != nil {
 			return nil, err
 		}
 	}
 	if refs == nil {
-		if refs, err = s.resolve(name, request.GetCluster()); err != nil {
+		if refs, err = s.resolve(engine, name, request.GetCluster()); err != nil {
 			return nil, err
 		}
 	}
@@ -181,12 +181,13 @@ func (s *Service) Why(ctx context.Context, request *ahtiv1.WhyRequest) (*ahtiv1.
 	return response, nil
 }
 
-func (s *Service) pastEngine(ctx context.Context, at time.Time) (*causality.Engine, error) {
-	if err := s.past.Acquire(ctx, 1); err != nil {
+// past makes an engine of what is stored.
+func (s *Service) past(ctx context.Context, build func() (*causality.Engine, error)) (*causality.Engine, error) {
+	if err := s.building.Acquire(ctx, 1); err != nil {
 		return nil, status.FromContextError(err).Err()
 	}
-	defer s.past.Release(1)
-	engine, err := s.config.Brain.Past(ctx, at)
+	defer s.building.Release(1)
+	engine, err := build()
 	if err != nil {
 		return nil, problem(ctx, err)
 	}
@@ -328,7 +329,15 @@ func (s *Service) Timeline(ctx context.Context, request *ahtiv1.TimelineRequest)
 		records, next, err = s.config.Store.Timeline(ctx, request.GetCluster(), span)
 	} else {
 		var refs []*ahtiv1.EntityReference
-		if refs, err = s.resolve(request.GetEntity(), request.GetCluster()); err != nil {
+		refs, err = s.resolve(s.config.Engine, request.GetEntity(), request.GetCluster())
+		if status.Code(err) == codes.NotFound {
+			// It ended so long ago that only the store knows it, or it never was.
+			var known *causality.Engine
+			if known, err = s.past(ctx, func() (*causality.Engine, error) { return s.config.Brain.Known(ctx) }); err == nil {
+				refs, err = s.resolve(known, request.GetEntity(), request.GetCluster())
+			}
+		}
+		if err != nil {
 			return nil, err
 		}
 		records, next, err = s.config.Store.EntityTimeline(ctx, refs, span)
@@ -364,14 +373,14 @@ func (s *Service) Topology(ctx context.Context, request *ahtiv1.TopologyRequest)
 		return nil, err
 	}
 	engine := s.config.Engine
-	var refs []*ahtiv1.EntityReference
-	if request.GetEntity() != "" {
-		if refs, err = s.resolve(request.GetEntity(), request.GetCluster()); err != nil {
+	if !s.config.Brain.Remembers(at, now) {
+		if engine, err = s.past(ctx, func() (*causality.Engine, error) { return s.config.Brain.Known(ctx) }); err != nil {
 			return nil, err
 		}
 	}
-	if !s.config.Brain.Remembers(at, now) {
-		if engine, err = s.pastEngine(ctx, at); err != nil {
+	var refs []*ahtiv1.EntityReference
+	if request.GetEntity() != "" {
+		if refs, err = s.resolve(engine, request.GetEntity(), request.GetCluster()); err != nil {
 			return nil, err
 		}
 	}

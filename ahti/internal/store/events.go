@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
+	"github.com/yairfalse/tapio/shared/causality"
 )
 
 // Record is an event on its way into the log.
@@ -18,8 +19,8 @@ type Record struct {
 	Event *ahtiv1.AhtiEvent
 	// Body is the event encoded.
 	Body []byte
-	// Relevant says whether the engine needs the event after a restart.
-	Relevant bool
+	// Relevance says for how long the engine needs the event again.
+	Relevance causality.Relevance
 	// Sequence is set by Append: the place in the log, or 0 for an event that
 	// was stored already.
 	Sequence int64
@@ -53,7 +54,7 @@ func (s *Store) Append(ctx context.Context, records []*Record) error {
 			next++
 			r.Sequence = next
 			values = append(values, next, e.GetId(), e.GetTimestamp().AsTime().UnixNano(), e.GetSubtype(), e.GetSource(),
-				e.GetCluster(), int64(e.GetSeverity()), number(r.Relevant), r.Body)
+				e.GetCluster(), int64(e.GetSeverity()), int64(r.Relevance), r.Body)
 		}
 		return t.insert(ctx, "INSERT INTO events (sequence, id, at, kind, source, cluster, severity, relevant, body) VALUES ", eventColumns, values, "")
 	})
@@ -134,7 +135,7 @@ func (s *Store) Missed(ctx context.Context) ([]*Record, error) {
 	return missed, nil
 }
 
-// After hands over the events behind a sequence in their order. Their Relevant
+// After hands over the events behind a sequence in their order. Their Relevance
 // is not set.
 func (s *Store) After(ctx context.Context, sequence int64, each func(*Record) error) error {
 	err := s.query(ctx, "SELECT sequence, body FROM events WHERE sequence > ? ORDER BY sequence", []any{sequence}, records(each))
@@ -144,22 +145,28 @@ func (s *Store) After(ctx context.Context, sequence int64, each func(*Record) er
 	return nil
 }
 
-// Relevant hands over the relevant events from since on up to a sequence,
-// without decoding them: Event is nil.
-func (s *Store) Relevant(ctx context.Context, since time.Time, upTo int64, each func(*Record) error) error {
-	err := s.query(ctx, "SELECT sequence, body FROM events WHERE relevant = 1 AND at >= ? AND sequence <= ?",
-		[]any{since.UnixNano(), upTo}, encoded(each))
-	if err != nil {
-		return fmt.Errorf("read the relevant events: %w", err)
-	}
-	return nil
+// Need chooses relevant events. Zero values choose all.
+type Need struct {
+	Relevance    causality.Relevance // one of those that are relevant
+	Since, Until time.Time           // until is excluded
+	Through      int64               // the last sequence
 }
 
-// RelevantBetween hands over the relevant events of a time.
-func (s *Store) RelevantBetween(ctx context.Context, from, to time.Time, each func(*Record) error) error {
-	err := s.query(ctx, "SELECT sequence, body FROM events WHERE relevant = 1 AND at >= ? AND at < ? ORDER BY at",
-		[]any{from.UnixNano(), to.UnixNano()}, records(each))
-	if err != nil {
+// Relevant hands over relevant events in no order, without decoding them: Event
+// is nil.
+func (s *Store) Relevant(ctx context.Context, need Need, each func(*Record) error) error {
+	// The first condition is that of the index.
+	query, args := "SELECT sequence, body FROM events WHERE relevant > 0 AND relevant = ?", []any{int64(need.Relevance)}
+	if !need.Since.IsZero() {
+		query, args = query+" AND at >= ?", append(args, need.Since.UnixNano())
+	}
+	if !need.Until.IsZero() {
+		query, args = query+" AND at < ?", append(args, need.Until.UnixNano())
+	}
+	if need.Through != 0 {
+		query, args = query+" AND sequence <= ?", append(args, need.Through)
+	}
+	if err := s.query(ctx, query, args, encoded(each)); err != nil {
 		return fmt.Errorf("read the relevant events: %w", err)
 	}
 	return nil

@@ -16,6 +16,7 @@ import (
 	"github.com/yairfalse/tapio/ahti/internal/ahtitest"
 	"github.com/yairfalse/tapio/ahti/internal/store"
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
+	"github.com/yairfalse/tapio/shared/causality"
 )
 
 // The server that the tests of this package share. The tests end ahti and not the
@@ -54,7 +55,13 @@ func records(t *testing.T, events ...*ahtiv1.AhtiEvent) []*store.Record {
 	for i, e := range events {
 		body, err := proto.Marshal(e)
 		require.NoError(t, err)
-		all[i] = &store.Record{Event: e, Body: body, Relevant: e.GetSubtype() != "k8s.pod.updated"}
+		all[i] = &store.Record{Event: e, Body: body}
+		switch e.GetSubtype() {
+		case "container.oom_kill":
+			all[i].Relevance = causality.Symptom
+		case "network.connection_refused":
+			all[i].Relevance = causality.Change
+		}
 	}
 	return all
 }
@@ -231,12 +238,17 @@ func TestRelevantEvents(t *testing.T) {
 	each(t, func(t *testing.T, config store.Config) {
 		s := open(t, config)
 		appendAll(t, s, workload.Events(0, 100)...)
-		var got int
-		require.NoError(t, s.Relevant(t.Context(), start.Add(50*time.Second), 90, func(*store.Record) error {
-			got++
-			return nil
-		}))
-		require.Equal(t, 8+1, got, "from the 50th second up to the 90th event: one of five and one of fifty")
+		count := func(need store.Need) (got int) {
+			require.NoError(t, s.Relevant(t.Context(), need, func(*store.Record) error {
+				got++
+				return nil
+			}))
+			return got
+		}
+		require.Equal(t, 2, count(store.Need{Relevance: causality.Symptom}), "one of fifty")
+		require.Equal(t, 20, count(store.Need{Relevance: causality.Change}), "one of five")
+		require.Equal(t, 8, count(store.Need{Relevance: causality.Change, Since: start.Add(50 * time.Second), Through: 90}))
+		require.Equal(t, 1, count(store.Need{Relevance: causality.Symptom, Until: start.Add(57 * time.Second)}))
 	})
 }
 

@@ -13,11 +13,11 @@ CREATE TABLE events (
     source   TEXT    NOT NULL,
     cluster  TEXT    NOT NULL,
     severity INTEGER NOT NULL,
-    relevant INTEGER NOT NULL,     -- 1: the engine needs it again after a restart
+    relevant INTEGER NOT NULL,     -- to the engine: 0 not, 1 a symptom, 2 a change
     body     BLOB    NOT NULL      -- ahti.v1.AhtiEvent
 );
 CREATE INDEX events_at ON events (at);
-CREATE INDEX events_relevant ON events (at) WHERE relevant = 1;
+CREATE INDEX events_relevant ON events (relevant, at) WHERE relevant > 0;
 
 -- Which events are about an entity: for each checkpoint one row an entity.
 CREATE TABLE postings (
