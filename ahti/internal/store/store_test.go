@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,7 +37,7 @@ var start = time.Date(2026, time.March, 1, 12, 0, 0, 0, time.UTC)
 
 var workload = ahtitest.Workload{Pods: 40, Start: start, Step: time.Second, Cluster: "prod"}
 
-func open(t *testing.T, config store.Config) *store.Store {
+func open(t testing.TB, config store.Config) *store.Store {
 	t.Helper()
 	config.Log = slog.New(slog.DiscardHandler)
 	s, err := store.Open(t.Context(), config)
@@ -302,6 +303,27 @@ func TestIncidents(t *testing.T) {
 		_, err = s.Incident(t.Context(), "c")
 		require.ErrorIs(t, err, store.ErrNotFound)
 	})
+}
+
+// What is open is looked for every two seconds, among all that ever was.
+func BenchmarkOpenIncidents(b *testing.B) {
+	const resolved = 20_000
+	s := open(b, store.Config{Dir: b.TempDir()})
+	all := []*ahtiv1.Incident{incident("open", 0, ahtiv1.IncidentState_INCIDENT_STATE_OPEN)}
+	for i := range resolved {
+		all = append(all, incident(fmt.Sprintf("resolved-%d", i), i, ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED))
+		all[i+1].Summary = strings.Repeat("x", 3000)
+	}
+	require.NoError(b, s.SaveIncidents(b.Context(), all, nil))
+	for b.Loop() {
+		found := 0
+		require.NoError(b, s.Incidents(b.Context(), store.IncidentFilter{State: ahtiv1.IncidentState_INCIDENT_STATE_OPEN}, func(*ahtiv1.Incident) bool {
+			found++
+			return true
+		}))
+		require.Equal(b, 1, found)
+	}
+	b.ReportMetric(resolved, "resolved")
 }
 
 func TestRetentionByAge(t *testing.T) {

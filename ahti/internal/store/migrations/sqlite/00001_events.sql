@@ -65,6 +65,7 @@ CREATE TABLE incidents (
     body         BLOB    NOT NULL  -- ahti.v1.Incident
 );
 CREATE INDEX incidents_started ON incidents (started_at, id);
+CREATE INDEX incidents_open ON incidents (started_at) WHERE state = 1;  -- those that go on
 
 -- Single values: how far checkpoints have come, and lessons.
 CREATE TABLE state (
