@@ -58,6 +58,23 @@ func (d *derived) places(key int64, each func(Place)) {
 	}
 }
 
+// facts are those that no checkpoint has stored.
+func (d *derived) facts() (all []Fact) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, b := range []batch{d.writing, d.next} {
+		for _, f := range b.entities {
+			e, _ := f.message.(*ahtiv1.Entity)
+			all = append(all, Fact{At: f.at, Entity: e})
+		}
+		for _, f := range b.relationships {
+			r, _ := f.message.(*ahtiv1.Relationship)
+			all = append(all, Fact{At: f.at, Relationship: r})
+		}
+	}
+	return all
+}
+
 // Note takes what follows from an event of the log: its place in the index, and
 // the facts that became known by it. Events are noted in the order of their
 // sequences. It returns how many wait for the next checkpoint.
@@ -233,10 +250,14 @@ type Fact struct {
 	Relationship *ahtiv1.Relationship
 }
 
-// Facts hands over all facts that checkpoints stored, the oldest version of
-// each first.
+// Facts hands over all facts that were noted, in no order and some twice.
 func (s *Store) Facts(ctx context.Context, each func(Fact)) error {
-	err := s.query(ctx, "SELECT at, body FROM entities ORDER BY entity, sequence", nil, func(rows *sql.Rows) error {
+	// Memory before the database: what a checkpoint moves meanwhile is then found
+	// twice and not missed.
+	for _, f := range s.derived.facts() {
+		each(f)
+	}
+	err := s.query(ctx, "SELECT at, body FROM entities", nil, func(rows *sql.Rows) error {
 		f, body := Fact{Entity: &ahtiv1.Entity{}}, sql.RawBytes{}
 		if err := rows.Scan(&f.At, &body); err != nil {
 			return err
@@ -250,7 +271,7 @@ func (s *Store) Facts(ctx context.Context, each func(Fact)) error {
 	if err != nil {
 		return fmt.Errorf("read entities: %w", err)
 	}
-	err = s.query(ctx, "SELECT at, body FROM relationships ORDER BY relationship, sequence", nil, func(rows *sql.Rows) error {
+	err = s.query(ctx, "SELECT at, body FROM relationships", nil, func(rows *sql.Rows) error {
 		f, body := Fact{Relationship: &ahtiv1.Relationship{}}, sql.RawBytes{}
 		if err := rows.Scan(&f.At, &body); err != nil {
 			return err
