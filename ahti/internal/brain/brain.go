@@ -5,6 +5,7 @@ package brain
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime"
@@ -196,7 +197,8 @@ func (b *Brain) Remembers(from, now time.Time) bool {
 	return !from.Before(now.Add(-b.config.Engine.Window()))
 }
 
-// Run does the housekeeping until ctx is done.
+// Run does the housekeeping until ctx is done. It ends with store.ErrReplaced when
+// another ahti writes.
 func (b *Brain) Run(ctx context.Context) error {
 	refresh, learn, retain := time.NewTicker(refreshEvery), time.NewTicker(learnEvery), time.NewTicker(retainEvery)
 	defer refresh.Stop()
@@ -230,6 +232,9 @@ func (b *Brain) Run(ctx context.Context) error {
 				return err
 			}
 			return b.Refresh(end, time.Now())
+		}
+		if errors.Is(err, store.ErrReplaced) {
+			return err
 		}
 		if err != nil && ctx.Err() == nil {
 			b.config.Log.Warn("housekeeping failed; it will be tried again", "error", err)

@@ -326,6 +326,23 @@ func keys(set map[string]bool) []string {
 	return all
 }
 
+// An ahti whose database another one has opened says so and ends.
+func TestReplaced(t *testing.T) {
+	config := store.Config{URL: postgres.Database(t)}
+	w := ahtitest.Workload{Pods: 30, Start: time.Now().Add(-30 * time.Minute), Step: 10 * time.Millisecond, Cluster: "prod"}
+	l := &ledger{acknowledged: map[string]bool{}}
+	earlier := start(t, config, nil)
+	require.NoError(t, l.send(earlier, w, 0, 50))
+	later := start(t, config, nil)
+	require.Equal(t, codes.Unavailable, status.Code(l.send(earlier, w, 50, 50)))
+	require.Error(t, earlier.cmd.Wait())
+	require.Contains(t, earlier.said(), "another ahti has opened the database")
+	require.NoError(t, earlier.connection.Close())
+	earlier.connection = nil
+	require.NoError(t, l.send(later, w, 50, 50))
+	require.Len(t, all(t, later), 100)
+}
+
 // SIGTERM ends it in order, with streams open.
 func TestStops(t *testing.T) {
 	w := ahtitest.Workload{Pods: 30, Start: time.Now().Add(-30 * time.Minute), Step: 10 * time.Millisecond, Cluster: "prod"}

@@ -124,12 +124,13 @@ func (w *Writer) Applied() uint64 {
 }
 
 // Run stores what is submitted until ctx is done, and then what was submitted
-// by then.
+// by then. It ends with store.ErrReplaced when another ahti writes.
 func (w *Writer) Run(ctx context.Context) error {
 	var applier sync.WaitGroup
 	applier.Go(w.apply)
 	defer applier.Wait()
 	defer close(w.behind)
+	defer close(w.stop)
 
 	background := context.WithoutCancel(ctx) // a commit that has begun ends
 	retry := time.NewTicker(retryEvery)
@@ -141,8 +142,10 @@ func (w *Writer) Run(ctx context.Context) error {
 		case <-retry.C:
 			w.retry(background)
 		case <-ctx.Done():
-			close(w.stop)
 			return nil
+		}
+		if err := w.Failure(); errors.Is(err, store.ErrReplaced) {
+			return err
 		}
 	}
 }
@@ -278,5 +281,8 @@ func (w *Writer) applyAll(records []*store.Record) (noted int) {
 func (w *Writer) checkpoint(ctx context.Context) {
 	if err := w.store.Checkpoint(ctx); err != nil {
 		w.log.Warn("a checkpoint failed; the next one makes up for it", "error", err)
+		if errors.Is(err, store.ErrReplaced) {
+			w.fail(err)
+		}
 	}
 }

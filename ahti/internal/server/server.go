@@ -143,11 +143,20 @@ func Run(ctx context.Context, config Config) (err error) {
 	keeping, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
 	go func() {
 		err := w.Run(writing)
+		if err != nil {
+			cancel(err)
+		}
 		stopKeeping()
 		end <- err
 	}()
 	kept := make(chan error, 1)
-	go func() { kept <- b.Run(keeping) }()
+	go func() {
+		err := b.Run(keeping)
+		if err != nil {
+			cancel(err)
+		}
+		kept <- err
+	}()
 
 	restored.Store(true)
 	config.Log.Info("serving", "address", g.Addr().String(), "encrypted", config.TLS != nil)

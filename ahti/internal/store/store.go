@@ -37,6 +37,10 @@ type Config struct {
 // ErrNotFound is returned for an id that is not stored.
 var ErrNotFound = errors.New("not found")
 
+// ErrReplaced is returned for everything that would write after another ahti has
+// opened the database.
+var ErrReplaced = errors.New("another ahti has opened the database since this one did: run one for a database")
+
 // Store is the database. One Store has a database at a time. Append and
 // Checkpoint are for one goroutine; everything else is safe for concurrent use.
 type Store struct {
@@ -51,6 +55,8 @@ type Store struct {
 		write, read map[string]*sql.Stmt
 	}
 
+	// epoch is the number of this ahti among those that opened the database.
+	epoch int64
 	// last is the sequence of the newest event that is known to be stored.
 	// Only the goroutine that appends uses it after Open.
 	last int64
@@ -85,7 +91,7 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 		err = s.migrate(ctx)
 	}
 	if err == nil {
-		err = s.write.QueryRowContext(ctx, "SELECT COALESCE(MAX(sequence), 0) FROM events").Scan(&s.last)
+		err = s.take(ctx)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the store: %w", err), s.Close())
@@ -128,6 +134,24 @@ func (s *Store) migrate(ctx context.Context) error {
 	}
 	if _, err := provider.Up(ctx); err != nil {
 		return fmt.Errorf("migrate the schema: %w", err)
+	}
+	return nil
+}
+
+// take makes this ahti the one that writes, as soon as the transactions of another
+// are over.
+func (s *Store) take(ctx context.Context) error {
+	err := s.transact(ctx, func(t transaction) error {
+		if _, err := t.exec(ctx, "UPDATE writer SET epoch = epoch + 1"); err != nil {
+			return err
+		}
+		return t.tx.QueryRowContext(ctx, "SELECT epoch FROM writer").Scan(&s.epoch)
+	})
+	if err == nil {
+		err = s.write.QueryRowContext(ctx, "SELECT COALESCE(MAX(sequence), 0) FROM events").Scan(&s.last)
+	}
+	if err != nil {
+		return fmt.Errorf("become the one that writes: %w", err)
 	}
 	return nil
 }
@@ -219,8 +243,22 @@ type transaction struct {
 	own   map[string]*sql.Stmt // prepared for this transaction alone
 }
 
-// inTransaction commits what do did, or nothing of it.
+// inTransaction commits what do did, or nothing of it. It returns ErrReplaced when
+// another ahti has become the one that writes; until the commit none does.
 func (s *Store) inTransaction(ctx context.Context, do func(transaction) error) error {
+	return s.transact(ctx, func(t transaction) error {
+		// An update holds the row until the commit in every database.
+		switch n, err := t.exec(ctx, "UPDATE writer SET epoch = epoch WHERE epoch = ?", s.epoch); {
+		case err != nil:
+			return err
+		case n == 0:
+			return ErrReplaced
+		}
+		return do(t)
+	})
+}
+
+func (s *Store) transact(ctx context.Context, do func(transaction) error) error {
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
 		return s.dialect.mapFailure(err)

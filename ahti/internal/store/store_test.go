@@ -470,6 +470,23 @@ func TestPostgresRestarts(t *testing.T) {
 	require.Len(t, all, 2)
 }
 
+// Of two that have one database open, as while one is replaced by a newer, only
+// the later one writes. A lock keeps the second one out of SQLite.
+func TestTheLaterOneWrites(t *testing.T) {
+	config := store.Config{URL: postgres.Database(t)}
+	earlier := open(t, config)
+	appendAll(t, earlier, workload.Event(0))
+	later := open(t, config)
+	require.ErrorIs(t, earlier.Append(t.Context(), records(t, workload.Event(1))), store.ErrReplaced)
+	require.ErrorIs(t, earlier.Checkpoint(t.Context()), store.ErrReplaced)
+	require.ErrorIs(t, earlier.SetState(t.Context(), "lessons", nil), store.ErrReplaced)
+	require.EqualValues(t, 2, appendAll(t, later, workload.Event(2))[0].Sequence)
+	require.NoError(t, later.Checkpoint(t.Context()))
+	found, err := earlier.Event(t.Context(), workload.Event(2).GetId())
+	require.NoError(t, err, "it may still answer")
+	require.Equal(t, workload.Event(2).GetId(), found.GetId())
+}
+
 func TestOpenFails(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))

@@ -72,3 +72,10 @@ CREATE TABLE state (
     name  TEXT NOT NULL PRIMARY KEY,
     value BYTEA NOT NULL
 );
+
+-- Who writes: one row. Every ahti that opens the database counts it up, and every
+-- transaction asks for its own number, so that an older one stops.
+CREATE TABLE writer (
+    epoch BIGINT NOT NULL
+);
+INSERT INTO writer (epoch) VALUES (0);
