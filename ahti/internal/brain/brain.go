@@ -301,6 +301,16 @@ func (b *Brain) Refresh(ctx context.Context, now time.Time) error {
 			changed = append(changed, i)
 		}
 	}
+	if b.at.IsZero() {
+		// What an ahti before this one stored, and may be part of others now.
+		lately := store.IncidentFilter{SeenSince: now.Add(-b.config.Engine.Window() - slack)}
+		if err := b.config.Store.Incidents(ctx, lately, func(i *ahtiv1.Incident) bool {
+			b.hashes[i.GetId()] = 0
+			return true
+		}); err != nil {
+			return err
+		}
+	}
 	filter := store.IncidentFilter{State: ahtiv1.IncidentState_INCIDENT_STATE_OPEN}
 	if err := b.config.Store.Incidents(ctx, filter, func(i *ahtiv1.Incident) bool {
 		if _, told := hashes[i.GetId()]; !told {

@@ -137,3 +137,31 @@ func TestChangesAreRemembered(t *testing.T) {
 		}
 	})
 }
+
+// What an ahti before this one stored is part of another incident now, or stays as
+// it was.
+func TestIncidentsOfBeforeTheRestart(t *testing.T) {
+	each(t, func(t *testing.T, config store.Config) {
+		now := time.Now()
+		f := start(t, config, now)
+		kill := killed("kill", "api", now.Add(-time.Hour))
+		f.add(t, kill)
+		require.NoError(t, f.Refresh(t.Context(), now))
+		told := f.incidents(t)
+		require.Len(t, told, 1)
+		require.Equal(t, ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED, told[0].GetState())
+		part, other := proto.CloneOf(told[0]), proto.CloneOf(told[0])
+		part.Id, other.Id = "part", "other"
+		other.Symptoms[0].EventIds, other.Symptoms[0].Entity.Id = []string{"forgotten"}, "db"
+		require.NoError(t, f.store.SaveIncidents(t.Context(), []*ahtiv1.Incident{part, other}, nil))
+		require.NoError(t, f.store.Close())
+
+		f = start(t, config, now)
+		require.NoError(t, f.Refresh(t.Context(), now))
+		var ids []string
+		for _, i := range f.incidents(t) {
+			ids = append(ids, i.GetId())
+		}
+		require.ElementsMatch(t, []string{told[0].GetId(), "other"}, ids)
+	})
+}
