@@ -19,10 +19,6 @@ import (
 // row for thousands of events, where a row an event would cost more than the
 // event itself.
 
-// maxIndexed is how many entities of one event are indexed. The subject is the
-// first.
-const maxIndexed = 64
-
 // entityKey is what the database calls an entity. Two entities may have the same
 // key by chance: who reads by a key compares what was found.
 func entityKey(kind ahtiv1.EntityType, cluster, id string) int64 {
@@ -39,14 +35,12 @@ func clusterOf(own, event string) string { return cmp.Or(own, event) }
 
 // keys are the entities of an event.
 func keys(e *ahtiv1.AhtiEvent) []int64 {
-	all := make([]int64, 0, min(len(e.GetEntities()), maxIndexed))
-	for _, entity := range e.GetEntities()[:min(len(e.GetEntities()), maxIndexed)] {
-		key := entityKey(entity.GetType(), clusterOf(entity.GetClusterId(), e.GetCluster()), entity.GetId())
-		if !slices.Contains(all, key) {
-			all = append(all, key)
-		}
+	all := make([]int64, len(e.GetEntities()))
+	for i, entity := range e.GetEntities() {
+		all[i] = entityKey(entity.GetType(), clusterOf(entity.GetClusterId(), e.GetCluster()), entity.GetId())
 	}
-	return all
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // encodePlaces encodes places, which it sorts.

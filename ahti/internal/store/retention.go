@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"time"
 
@@ -287,8 +288,13 @@ func (s *Store) deletePostings(ctx context.Context, at int64) error {
 	return nil
 }
 
+// late is what part of the events may be older than they should be by the order in
+// which they came, without holding up the deletion of all that is as old: one of so
+// many.
+const late = 1000
+
 // DeleteShare deletes the oldest share of the events, by the order in which they
-// came, and what is older than everything that is left.
+// came, and everything that is older than nearly all that is left.
 func (s *Store) DeleteShare(ctx context.Context, share float64) (int64, error) {
 	var low, high sql.NullInt64
 	if err := s.read.QueryRowContext(ctx, "SELECT MIN(sequence), MAX(sequence) FROM events").Scan(&low, &high); err != nil {
@@ -303,12 +309,13 @@ func (s *Store) DeleteShare(ctx context.Context, share float64) (int64, error) {
 		return events, fmt.Errorf("delete the oldest events: %w", err)
 	}
 	var at sql.NullInt64
-	if err := s.read.QueryRowContext(ctx, "SELECT MIN(at) FROM events").Scan(&at); err != nil {
+	left := high.Int64 - low.Int64 - events
+	err = s.read.QueryRowContext(ctx, s.placeholders("SELECT at FROM events ORDER BY at LIMIT 1 OFFSET ?"), max(left, 0)/late).Scan(&at)
+	if errors.Is(err, sql.ErrNoRows) {
+		return events, nil
+	} else if err != nil {
 		return events, fmt.Errorf("find the oldest event: %w", err)
 	}
-	if !at.Valid {
-		return events, nil
-	}
-	_, err = s.DeleteBefore(ctx, time.Unix(0, at.Int64))
-	return events, err
+	old, err := s.DeleteBefore(ctx, time.Unix(0, at.Int64))
+	return events + old, err
 }

@@ -452,6 +452,41 @@ func TestRetentionBySize(t *testing.T) {
 	require.Equal(t, workload.Event(int(n)).GetId(), all[0].Event.GetId(), "the oldest went")
 }
 
+// One event of long ago, which came late, does not keep facts for ever.
+func TestRetentionBySizeWithOldNews(t *testing.T) {
+	each(t, func(t *testing.T, config store.Config) {
+		s := open(t, config)
+		end := workload.Event(0)
+		end.Id, end.Entities = "end", []*ahtiv1.Entity{{Type: ahtiv1.EntityType_ENTITY_TYPE_POD, Id: "ended", State: ahtiv1.EntityState_ENTITY_STATE_DELETED}}
+		appendAll(t, s, end)
+		appendMany(t, s, 3000)
+		old := workload.Event(3000)
+		old.Timestamp, old.Entities, old.Relationships = timestamppb.New(start.Add(-365*24*time.Hour)), nil, nil
+		appendAll(t, s, old)
+		require.NoError(t, s.Checkpoint(t.Context()))
+		n, err := s.DeleteShare(t.Context(), 0.1)
+		require.NoError(t, err)
+		require.InDelta(t, 300, n, 5)
+		require.NoError(t, s.Facts(t.Context(), func(f store.Fact) { require.NotEqual(t, "ended", f.Entity.GetId()) }))
+	})
+}
+
+// Every thing that an event names has it in its timeline.
+func TestAnEventOfManyThings(t *testing.T) {
+	each(t, func(t *testing.T, config store.Config) {
+		s := open(t, config)
+		e := workload.Event(0)
+		for i := range 1000 {
+			e.Entities = append(e.Entities, &ahtiv1.Entity{Type: ahtiv1.EntityType_ENTITY_TYPE_POD, Id: fmt.Sprintf("pod-%d", i), ClusterId: "prod"})
+		}
+		appendAll(t, s, e)
+		require.NoError(t, s.Checkpoint(t.Context()))
+		found, _, err := s.EntityTimeline(t.Context(), []*ahtiv1.EntityReference{ref(e.GetEntities()[len(e.GetEntities())-1])}, whole(10))
+		require.NoError(t, err)
+		require.Equal(t, []string{e.GetId()}, ids(found))
+	})
+}
+
 // A server that goes away during a commit: nothing that was stored is lost to
 // the engine, and the next commit works.
 func TestPostgresRestarts(t *testing.T) {
