@@ -165,3 +165,26 @@ func TestIncidentsOfBeforeTheRestart(t *testing.T) {
 		require.ElementsMatch(t, []string{told[0].GetId(), "other"}, ids)
 	})
 }
+
+// A container that is heard of is there, however long ago it was new: after a
+// restart too.
+func TestLivingContainersAreKept(t *testing.T) {
+	each(t, func(t *testing.T, config store.Config) {
+		now := time.Now()
+		f := start(t, config, now)
+		tell := func(id, container string, at time.Time) *ahtiv1.AhtiEvent {
+			e := killed(id, container, at)
+			e.Subtype, e.Severity, e.Entities[0].Type = "container.started", 2, ahtiv1.EntityType_ENTITY_TYPE_CONTAINER
+			return e
+		}
+		f.add(t, tell("1", "old", now.Add(-60*time.Hour)), tell("2", "ended", now.Add(-60*time.Hour)))
+		require.NoError(t, f.store.Checkpoint(t.Context()))
+		f.add(t, tell("3", "old", now.Add(-time.Hour)))
+		require.NoError(t, f.store.Checkpoint(t.Context()))
+		require.NoError(t, f.store.Close())
+		f = start(t, config, now)
+		f.engine.Forget(now.Add(-f.engine.Window()))
+		require.Len(t, f.engine.Resolve("old", "prod"), 1)
+		require.Empty(t, f.engine.Resolve("ended", "prod"))
+	})
+}

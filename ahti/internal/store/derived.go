@@ -257,15 +257,24 @@ func (s *Store) Facts(ctx context.Context, each func(Fact)) error {
 	for _, f := range s.derived.facts() {
 		each(f)
 	}
-	err := s.query(ctx, "SELECT at, body FROM entities", nil, func(rows *sql.Rows) error {
-		f, body := Fact{Entity: &ahtiv1.Entity{}}, sql.RawBytes{}
-		if err := rows.Scan(&f.At, &body); err != nil {
+	// Nobody tells the end of containers and units: they are there while something is
+	// heard of them. That is no news, so no fact tells it; the newest place in the
+	// index does.
+	err := s.query(ctx, `SELECT e.at, e.body, CASE WHEN e.type IN (?, ?) AND NOT EXISTS (SELECT 1 FROM entities g WHERE g.entity = e.entity AND g.gone = 1)
+		THEN (SELECT p.last_at FROM postings p WHERE p.entity = e.entity ORDER BY p.checkpoint DESC LIMIT 1) END FROM entities e`, []any{
+		int64(ahtiv1.EntityType_ENTITY_TYPE_CONTAINER), int64(ahtiv1.EntityType_ENTITY_TYPE_SERVICE_UNIT),
+	}, func(rows *sql.Rows) error {
+		f, body, heard := Fact{Entity: &ahtiv1.Entity{}}, sql.RawBytes{}, sql.NullInt64{}
+		if err := rows.Scan(&f.At, &body, &heard); err != nil {
 			return err
 		}
 		if err := proto.Unmarshal(body, f.Entity); err != nil {
 			return fmt.Errorf("decode an entity: %w", err)
 		}
 		each(f)
+		if e := f.Entity; heard.Int64 > f.At {
+			each(Fact{At: heard.Int64, Entity: &ahtiv1.Entity{Type: e.GetType(), Id: e.GetId(), ClusterId: e.GetClusterId()}})
+		}
 		return nil
 	})
 	if err != nil {
