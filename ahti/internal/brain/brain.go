@@ -261,7 +261,7 @@ func (b *Brain) Refresh(ctx context.Context, now time.Time) error {
 	current := b.config.Engine.Incidents(now)
 
 	hashes := make(map[string]uint64, len(current))
-	inside := make(map[string]bool) // events that are symptoms of some incident
+	inside := told{} // symptoms of some incident
 	var changed []*ahtiv1.Incident
 	open := 0
 	for _, i := range current {
@@ -283,18 +283,14 @@ func (b *Brain) Refresh(ctx context.Context, now time.Time) error {
 			open++
 		}
 		for _, s := range i.GetSymptoms() {
-			for _, id := range s.GetEventIds() {
-				inside[id] = true
-			}
+			inside.add(s)
 		}
 	}
 	// What the engine tells no longer is part of another incident now, or too
 	// old for it and over.
 	var removed []string
 	gone := func(i *ahtiv1.Incident) {
-		if slices.ContainsFunc(i.GetSymptoms(), func(s *ahtiv1.Symptom) bool {
-			return slices.ContainsFunc(s.GetEventIds(), func(id string) bool { return inside[id] })
-		}) {
+		if slices.ContainsFunc(i.GetSymptoms(), inside.has) {
 			removed = append(removed, i.GetId())
 		} else if i.GetState() != ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED {
 			i.State = ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED
@@ -334,6 +330,32 @@ func (b *Brain) Refresh(ctx context.Context, now time.Time) error {
 	}
 	b.hashes, b.seen, b.at, b.open = hashes, seen, now, open
 	return nil
+}
+
+// told holds symptoms by what stays the same of them while they go on. Their first
+// events may be forgotten, and others become the last.
+type told map[suffering][]*ahtiv1.Symptom
+
+type suffering struct {
+	kind        string
+	entity      ahtiv1.EntityType
+	cluster, id string
+}
+
+func sufferingOf(s *ahtiv1.Symptom) suffering {
+	e := s.GetEntity()
+	return suffering{s.GetKind(), e.GetType(), e.GetClusterId(), e.GetId()}
+}
+
+func (t told) add(s *ahtiv1.Symptom) { t[sufferingOf(s)] = append(t[sufferingOf(s)], s) }
+
+// has says whether a symptom, or what it was earlier or later, is among them.
+func (t told) has(s *ahtiv1.Symptom) bool {
+	return slices.ContainsFunc(t[sufferingOf(s)], func(o *ahtiv1.Symptom) bool {
+		met := !s.GetLastAt().AsTime().Before(o.GetFirstAt().AsTime()) && !o.GetLastAt().AsTime().Before(s.GetFirstAt().AsTime())
+		return met && s.GetText() == o.GetText() ||
+			slices.ContainsFunc(s.GetEventIds(), func(id string) bool { return slices.Contains(o.GetEventIds(), id) })
+	})
 }
 
 // Fresh refreshes the stored incidents unless that was done lately.

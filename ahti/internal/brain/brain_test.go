@@ -152,7 +152,7 @@ func TestIncidentsOfBeforeTheRestart(t *testing.T) {
 		require.Equal(t, ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED, told[0].GetState())
 		part, other := proto.CloneOf(told[0]), proto.CloneOf(told[0])
 		part.Id, other.Id = "part", "other"
-		other.Symptoms[0].EventIds, other.Symptoms[0].Entity.Id = []string{"forgotten"}, "db"
+		other.Symptoms[0].Entity.Id = "db"
 		require.NoError(t, f.store.SaveIncidents(t.Context(), []*ahtiv1.Incident{part, other}, nil))
 		require.NoError(t, f.store.Close())
 
@@ -186,5 +186,29 @@ func TestLivingContainersAreKept(t *testing.T) {
 		f.engine.Forget(now.Add(-f.engine.Window()))
 		require.Len(t, f.engine.Resolve("old", "prod"), 1)
 		require.Empty(t, f.engine.Resolve("ended", "prod"))
+	})
+}
+
+// An incident that goes on for longer than the engine remembers is one, though its
+// identity rests on what was forgotten.
+func TestAnIncidentThatGoesOnAndOn(t *testing.T) {
+	each(t, func(t *testing.T, config store.Config) {
+		now := time.Now()
+		f := start(t, config, now)
+		const every = 5 * time.Minute // less than ends it
+		for ago := 10 * time.Hour; ago > 0; ago -= every {
+			f.add(t, killed(fmt.Sprint("kill-", ago), "api", now.Add(-ago)))
+		}
+		require.NoError(t, f.Refresh(t.Context(), now))
+		require.Len(t, f.incidents(t), 1)
+		require.NoError(t, f.store.Checkpoint(t.Context()))
+		require.NoError(t, f.store.Close())
+
+		f = start(t, config, now)
+		f.add(t, killed("kill-now", "api", now))
+		require.NoError(t, f.Refresh(t.Context(), now))
+		found := f.incidents(t)
+		require.Len(t, found, 1)
+		require.Equal(t, ahtiv1.IncidentState_INCIDENT_STATE_OPEN, found[0].GetState())
 	})
 }

@@ -20,6 +20,7 @@ const (
 	maxWord          = 256       // bytes, of kind, source, cluster and namespace
 	maxPath          = 1 << 10   // bytes, of the path of a changed field, whose steps are matched against patterns
 	maxValue         = 64 << 10  // bytes, of a changed field's value before and after
+	maxText          = 16 << 10  // bytes, of an entity's labels and attributes: an incident tells of a hundred, and must fit in an answer
 	maxEntities      = 1024
 	maxRelationships = 4096
 	// maxAhead is how far a node's clock may be ahead of this one. An event of
@@ -101,6 +102,9 @@ func check(e *ahtiv1.AhtiEvent, now time.Time) *refusal {
 			!isWord(x.GetClusterId(), maxWord) || !isWord(x.GetNamespace(), maxWord) {
 			return invalid("entities[%d]: use an id of 1 to %d bytes, a name and a delete_reason of as many, and at most %d for cluster_id and namespace, without control characters", i, maxName, maxWord)
 		}
+		if n := textOf(x.GetLabels()) + textOf(x.GetAttributes()); n > maxText {
+			return invalid("entities[%d] has %d bytes of labels and attributes: send at most %d", i, n, maxText)
+		}
 		if r := checkFactTime(x.GetDeletedAt(), now); r != "" {
 			return invalid("entities[%d].deleted_at %s", i, r)
 		}
@@ -126,6 +130,14 @@ func check(e *ahtiv1.AhtiEvent, now time.Time) *refusal {
 		}
 	}
 	return nil
+}
+
+// textOf is how much text labels hold, bytes.
+func textOf(labels map[string]string) (n int) {
+	for name, value := range labels {
+		n += len(name) + len(value)
+	}
+	return n
 }
 
 // isWord says whether a text may be a name: PostgreSQL has no place for NUL, and

@@ -216,6 +216,7 @@ func TestWrongEventsAreRefusedAndOthersStored(t *testing.T) {
 		"tie ended, no time": {func(e *ahtiv1.AhtiEvent) { e.Relationships[0].DeletedAt = &timestamppb.Timestamp{Nanos: -1} }, "invalid"},
 		"long path":          {func(e *ahtiv1.AhtiEvent) { e.Data = changed(long, "1", "2") }, "invalid"},
 		"long value":         {func(e *ahtiv1.AhtiEvent) { e.Data = changed("spec.replicas", "1", strings.Repeat("x", 65<<10)) }, "invalid"},
+		"long label":         {func(e *ahtiv1.AhtiEvent) { e.Entities[0].Labels["x"] = strings.Repeat("x", 17<<10) }, "invalid"},
 		"more than it may":   {func(e *ahtiv1.AhtiEvent) { e.Payload = make([]byte, 513<<10) }, "too_large"},
 	}
 	each(t, func(t *testing.T, config store.Config) {
