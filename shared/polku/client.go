@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -58,6 +59,10 @@ const (
 	// pings tell that it is dead. gRPC servers that find them too many say so.
 	keepaliveTime    = 30 * time.Second
 	keepaliveTimeout = 20 * time.Second
+
+	// overdue is how long a gateway may leave out events while it acks others
+	// that were sent with or after them.
+	overdue = 30 * time.Second
 )
 
 // Reasons to lose an event besides those of the queue.
@@ -105,6 +110,8 @@ type Client struct {
 	grpcMetrics *grpcprom.ClientMetrics
 	descs       descs
 	longest     time.Duration // the longest back-off
+	overdue     time.Duration // how long a gateway may leave out events
+	largest     int           // bytes of a batch of several events; only Run uses it
 	room        chan struct{} // a token when a batch was settled
 
 	mu        sync.Mutex
@@ -136,8 +143,8 @@ func New(config Config) (*Client, error) {
 		config: config, endpoint: e, log: config.Log.With("gateway", config.Endpoint),
 		events: event.NewFactory(), queue: queue.New(config.Queue),
 		grpcMetrics: grpcprom.NewClientMetrics(), descs: newDescs(),
-		longest: longest, room: make(chan struct{}, 1),
-		window: window{places: map[string]place{}}, down: errStarting, keepalive: keepaliveTime,
+		longest: longest, overdue: overdue, largest: math.MaxInt, room: make(chan struct{}, 1),
+		window: newWindow(), down: errStarting, keepalive: keepaliveTime,
 		counts: counts{refused: map[string]uint64{}, retried: map[string]uint64{}},
 	}, nil
 }
@@ -152,22 +159,30 @@ func orDefault[T int | time.Duration](v *T, d T) {
 // severe first; that is counted, and told in an event of kind agent.gap before
 // the events that follow. It reports whether e was queued.
 func (c *Client) Offer(e *eventv1.Event) bool {
-	if e.GetId() == "" {
-		c.queue.Lose(e, NoID)
-		return false
-	}
-	return c.queue.Offer(e)
+	return c.check(e) == nil && c.queue.Offer(e)
 }
 
 // Send queues an event and waits for room until ctx is done: the gateway's
 // back-pressure reaches the caller, and nothing is lost. One client serves
 // either Offer or Send, not both. The error means that e was not queued.
 func (c *Client) Send(ctx context.Context, e *eventv1.Event) error {
-	if e.GetId() == "" {
-		c.queue.Lose(e, NoID)
-		return errors.New("queue event for the gateway: it has no id")
+	if err := c.check(e); err != nil {
+		return fmt.Errorf("queue event for the gateway: %w", err)
 	}
 	return c.queue.Put(ctx, e)
+}
+
+// check books an event that no gateway would take as lost.
+func (c *Client) check(e *eventv1.Event) error {
+	if e.GetId() == "" {
+		c.queue.Lose(e, NoID)
+		return errors.New("it has no id")
+	}
+	if size := event.WireSize(e); size > event.MaxSize {
+		c.queue.Lose(e, queue.TooLarge)
+		return fmt.Errorf("event %s has %d bytes: send at most %d", e.GetId(), size, event.MaxSize)
+	}
+	return nil
 }
 
 // Flush waits until every event was acked or refused, or until ctx is done. Its
@@ -213,12 +228,12 @@ func (c *Client) Ready() error {
 func (c *Client) Run(ctx context.Context) error {
 	for failures := 0; ; failures++ {
 		opened := time.Now()
-		acked, err := c.connect(ctx)
+		progress, err := c.connect(ctx)
 		if ctx.Err() != nil {
 			c.disconnected(ctx.Err())
 			break
 		}
-		if acked || time.Since(opened) > c.longest {
+		if progress || time.Since(opened) > c.longest {
 			failures = 0
 		}
 		wait := backoff(failures, c.longest)
