@@ -69,6 +69,7 @@ const (
 const (
 	NoID    queue.Reason = "no_id"   // it could never be acked
 	Invalid queue.Reason = "invalid" // it cannot be encoded: text that is not UTF-8
+	Refused queue.Reason = "refused" // the gateway will never take it
 )
 
 // Config says where the gateway is and what is sent to it.
@@ -92,7 +93,7 @@ type Config struct {
 	// Acked is called with events that are in the gateway's log, and Refused
 	// with one that never will be, each event once. Acks are not read until
 	// they return. Both may be nil. They also get the client's own events of
-	// kind agent.gap, which only a user of Offer can cause.
+	// kind agent.gap.
 	Acked   func([]*eventv1.Event)
 	Refused func(*eventv1.Event, *polkuv1.AckError)
 
@@ -185,8 +186,8 @@ func (c *Client) check(e *eventv1.Event) error {
 	return nil
 }
 
-// Flush waits until every event was acked or refused, or until ctx is done. Its
-// error says how many were left and why.
+// Flush waits until every event was acked or refused and every loss is told, or
+// until ctx is done. Its error says how many were left and why.
 func (c *Client) Flush(ctx context.Context) error {
 	if err := c.queue.Flush(ctx); err != nil {
 		return errors.Join(fmt.Errorf("deliver events to gateway %s: %d are left: %w", c.config.Endpoint, c.Pending(), err), c.Ready())
@@ -194,7 +195,8 @@ func (c *Client) Flush(ctx context.Context) error {
 	return nil
 }
 
-// Pending is the number of events that are neither acked nor refused nor lost.
+// Pending is the number of events that are neither acked nor refused nor lost,
+// with the one that has to tell of losses.
 func (c *Client) Pending() int { return c.queue.Stats().Pending() }
 
 // Acked is the number of events that are in the gateway's log.
@@ -204,17 +206,9 @@ func (c *Client) Acked() uint64 {
 	return c.counts.acked
 }
 
-// Lost is the number of events that were dropped, and of those that the gateway
-// refused for good.
-func (c *Client) Lost() uint64 {
-	n := c.queue.Lost()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, refused := range c.counts.refused {
-		n += refused
-	}
-	return n
-}
+// Lost is the number of events that were dropped or that the gateway refused for
+// good.
+func (c *Client) Lost() uint64 { return c.queue.Lost() }
 
 // Ready says why the gateway cannot be reached, or nil.
 func (c *Client) Ready() error {

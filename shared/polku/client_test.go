@@ -153,7 +153,9 @@ func TestRefusalsAreFinalOrNot(t *testing.T) {
 		c.Batch.Events = 5
 		c.Acked = func(list []*eventv1.Event) {
 			for _, e := range list {
-				acked = append(acked, e.GetId())
+				if e.GetEventType() != event.KindAgentGap {
+					acked = append(acked, e.GetId())
+				}
 			}
 		}
 		c.Refused = func(e *eventv1.Event, why *polkuv1.AckError) { refused = append(refused, e.GetId()+" "+why.GetCode()) }
@@ -170,7 +172,29 @@ func TestRefusalsAreFinalOrNot(t *testing.T) {
 	require.EqualValues(t, 1, l.metric("retried_total", `code="unavailable"`))
 	require.Positive(t, l.metric("refused_total", `code="unreadable"`))
 	require.Contains(t, l.log.String(), "because")
-	require.Zero(t, l.metric("lost_total", ""))
+	require.EqualValues(t, 1, l.metric("lost_total", `reason="refused",severity="warning"`))
+	require.EqualValues(t, 1, l.Lost())
+	require.Equal(t, 1, g.told())
+}
+
+// A gateway that does not even take the event that tells of what it refused is
+// not told of that for ever.
+func TestGatewayThatRefusesEverything(t *testing.T) {
+	g := newGateway(t).start()
+	g.answer = func(b *polkuv1.IngestBatch, send func(*polkuv1.Ack)) error {
+		a := &polkuv1.Ack{}
+		for _, id := range idsOf(b) {
+			a.Errors = append(a.Errors, &polkuv1.AckError{EventId: id, Code: "invalid"})
+		}
+		send(a)
+		return nil
+	}
+	l := startClient(t, g.address, inBatches(1))
+	l.Offer(number(1))
+	l.flush()
+	require.EqualValues(t, 2, l.Lost(), "the event and the gap")
+	require.EqualValues(t, 2, l.metric("refused_total", ""))
+	require.Len(t, g.got(), 2)
 }
 
 func TestCodesOfAStrangeGatewayDoNotFillTheMetrics(t *testing.T) {
@@ -203,7 +227,7 @@ func TestAnIDTwiceInFlight(t *testing.T) {
 
 func TestAnEventThatCannotBeEncodedHoldsNobodyUp(t *testing.T) {
 	g := newGateway(t).start()
-	l := startClient(t, g.address, inBatches(3))
+	l := startClient(t, g.address, func(c *Config) { c.Batch = queue.Batch{Events: 3, Linger: time.Millisecond} })
 	bad := number(2)
 	bad.Metadata[event.TapioReason] = "\xff"
 	for _, e := range []*eventv1.Event{number(1), bad, number(3), bad, bad, bad, number(4), typical(5), number(6)} {
@@ -497,18 +521,13 @@ func TestGapsAddUp(t *testing.T) {
 			g.start()
 		}
 	}
+	l.Offer(&eventv1.Event{}) // a loss that nothing follows
 	l.flush()
-	l.Offer(number(offered)) // after which no loss is untold
-	l.flush()
-	events, missing := 0, 0
+	events, missing := 0, g.told()
 	for _, e := range g.events() {
 		if e.GetEventType() != event.KindAgentGap {
 			events++
-			continue
 		}
-		n, err := strconv.Atoi(e.GetMetadata()[event.TapioGapEvents])
-		require.NoError(t, err)
-		missing += n
 	}
 	require.Positive(t, missing)
 	require.Equal(t, offered+1, events+missing)

@@ -277,6 +277,9 @@ func (c *Client) settle(ack *polkuv1.Ack) {
 		default: // one without an id is about no event that was sent from here
 			c.counts.refuse(code)
 			refused = append(refused, refusal{e, why})
+			if e != nil {
+				c.queue.Lose(e, Refused)
+			}
 		}
 	}
 	if len(again) > 0 {
