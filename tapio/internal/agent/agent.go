@@ -385,8 +385,10 @@ func (a *agent) unavailable(signal string, err error) {
 // reason is the error as one line that fits a metadata value: a verifier's log
 // has thousands.
 func reason(err error) string {
-	text := strings.Join(strings.Fields(strings.ToValidUTF8(err.Error(), "\uFFFD")), " ")
-	return text[:min(len(text), event.MaxValueLen/4)]
+	text := strings.Join(strings.Fields(err.Error()), " ")
+	// The cut may leave a part of a character, and each bad byte may grow to
+	// three.
+	return strings.ToValidUTF8(text[:min(len(text), event.MaxValueLen/4)], "\uFFFD")
 }
 
 // tryDone frees what only loading needs once every observer was tried.

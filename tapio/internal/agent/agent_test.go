@@ -935,6 +935,18 @@ func TestObserversThatDoNotEnd(t *testing.T) {
 	assert.Regexp(t, `connect/refused +[1-9]`, l.summary.String())
 }
 
+func TestReasonIsValidText(t *testing.T) {
+	for _, text := range []string{
+		"short", "two\nlines", strings.Repeat("\xff", 5000), strings.Repeat("a\xff", 5000),
+		strings.Repeat("€", 2000), "a" + strings.Repeat("€", 2000), "aa" + strings.Repeat("€", 2000),
+	} {
+		e := event.NewFactory().New(event.KindAgentSignalUnavailable, time.Now(), "tapio")
+		e.Metadata[event.TapioSignal], e.Metadata[event.TapioReason] = "exit", reason(errors.New(text))
+		assert.NoError(t, event.Validate(e), "%.20q", text)
+	}
+	assert.Equal(t, "two lines", reason(errors.New("two\nlines")))
+}
+
 // TestUnprivileged runs the agent as nobody with just the two capabilities.
 func TestUnprivileged(t *testing.T) {
 	if os.Geteuid() != 0 {
