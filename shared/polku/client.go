@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -58,12 +59,17 @@ const (
 	// pings tell that it is dead. gRPC servers that find them too many say so.
 	keepaliveTime    = 30 * time.Second
 	keepaliveTimeout = 20 * time.Second
+
+	// overdue is how long a gateway may leave out events while it acks others
+	// that were sent with or after them.
+	overdue = 30 * time.Second
 )
 
 // Reasons to lose an event besides those of the queue.
 const (
 	NoID    queue.Reason = "no_id"   // it could never be acked
 	Invalid queue.Reason = "invalid" // it cannot be encoded: text that is not UTF-8
+	Refused queue.Reason = "refused" // the gateway will never take it
 )
 
 // Config says where the gateway is and what is sent to it.
@@ -87,7 +93,7 @@ type Config struct {
 	// Acked is called with events that are in the gateway's log, and Refused
 	// with one that never will be, each event once. Acks are not read until
 	// they return. Both may be nil. They also get the client's own events of
-	// kind agent.gap, which only a user of Offer can cause.
+	// kind agent.gap.
 	Acked   func([]*eventv1.Event)
 	Refused func(*eventv1.Event, *polkuv1.AckError)
 
@@ -105,6 +111,8 @@ type Client struct {
 	grpcMetrics *grpcprom.ClientMetrics
 	descs       descs
 	longest     time.Duration // the longest back-off
+	overdue     time.Duration // how long a gateway may leave out events
+	largest     int           // bytes of a batch of several events; only Run uses it
 	room        chan struct{} // a token when a batch was settled
 
 	mu        sync.Mutex
@@ -136,8 +144,8 @@ func New(config Config) (*Client, error) {
 		config: config, endpoint: e, log: config.Log.With("gateway", config.Endpoint),
 		events: event.NewFactory(), queue: queue.New(config.Queue),
 		grpcMetrics: grpcprom.NewClientMetrics(), descs: newDescs(),
-		longest: longest, room: make(chan struct{}, 1),
-		window: window{places: map[string]place{}}, down: errStarting, keepalive: keepaliveTime,
+		longest: longest, overdue: overdue, largest: math.MaxInt, room: make(chan struct{}, 1),
+		window: newWindow(), down: errStarting, keepalive: keepaliveTime,
 		counts: counts{refused: map[string]uint64{}, retried: map[string]uint64{}},
 	}, nil
 }
@@ -152,26 +160,34 @@ func orDefault[T int | time.Duration](v *T, d T) {
 // severe first; that is counted, and told in an event of kind agent.gap before
 // the events that follow. It reports whether e was queued.
 func (c *Client) Offer(e *eventv1.Event) bool {
-	if e.GetId() == "" {
-		c.queue.Lose(e, NoID)
-		return false
-	}
-	return c.queue.Offer(e)
+	return c.check(e) == nil && c.queue.Offer(e)
 }
 
 // Send queues an event and waits for room until ctx is done: the gateway's
 // back-pressure reaches the caller, and nothing is lost. One client serves
 // either Offer or Send, not both. The error means that e was not queued.
 func (c *Client) Send(ctx context.Context, e *eventv1.Event) error {
-	if e.GetId() == "" {
-		c.queue.Lose(e, NoID)
-		return errors.New("queue event for the gateway: it has no id")
+	if err := c.check(e); err != nil {
+		return fmt.Errorf("queue event for the gateway: %w", err)
 	}
 	return c.queue.Put(ctx, e)
 }
 
-// Flush waits until every event was acked or refused, or until ctx is done. Its
-// error says how many were left and why.
+// check books an event that no gateway would take as lost.
+func (c *Client) check(e *eventv1.Event) error {
+	if e.GetId() == "" {
+		c.queue.Lose(e, NoID)
+		return errors.New("it has no id")
+	}
+	if size := event.WireSize(e); size > event.MaxSize {
+		c.queue.Lose(e, queue.TooLarge)
+		return fmt.Errorf("event %s has %d bytes: send at most %d", e.GetId(), size, event.MaxSize)
+	}
+	return nil
+}
+
+// Flush waits until every event was acked or refused and every loss is told, or
+// until ctx is done. Its error says how many were left and why.
 func (c *Client) Flush(ctx context.Context) error {
 	if err := c.queue.Flush(ctx); err != nil {
 		return errors.Join(fmt.Errorf("deliver events to gateway %s: %d are left: %w", c.config.Endpoint, c.Pending(), err), c.Ready())
@@ -179,7 +195,8 @@ func (c *Client) Flush(ctx context.Context) error {
 	return nil
 }
 
-// Pending is the number of events that are neither acked nor refused nor lost.
+// Pending is the number of events that are neither acked nor refused nor lost,
+// with the one that has to tell of losses.
 func (c *Client) Pending() int { return c.queue.Stats().Pending() }
 
 // Acked is the number of events that are in the gateway's log.
@@ -189,17 +206,9 @@ func (c *Client) Acked() uint64 {
 	return c.counts.acked
 }
 
-// Lost is the number of events that were dropped, and of those that the gateway
-// refused for good.
-func (c *Client) Lost() uint64 {
-	n := c.queue.Lost()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, refused := range c.counts.refused {
-		n += refused
-	}
-	return n
-}
+// Lost is the number of events that were dropped or that the gateway refused for
+// good.
+func (c *Client) Lost() uint64 { return c.queue.Lost() }
 
 // Ready says why the gateway cannot be reached, or nil.
 func (c *Client) Ready() error {
@@ -213,12 +222,12 @@ func (c *Client) Ready() error {
 func (c *Client) Run(ctx context.Context) error {
 	for failures := 0; ; failures++ {
 		opened := time.Now()
-		acked, err := c.connect(ctx)
+		progress, err := c.connect(ctx)
 		if ctx.Err() != nil {
 			c.disconnected(ctx.Err())
 			break
 		}
-		if acked || time.Since(opened) > c.longest {
+		if progress || time.Since(opened) > c.longest {
 			failures = 0
 		}
 		wait := backoff(failures, c.longest)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"runtime"
 	"slices"
 	"strconv"
@@ -61,7 +62,7 @@ func TestDeliversInOrder(t *testing.T) {
 	l.lintMetrics()
 }
 
-func TestResendsTheSameBatchesAfterABrokenStream(t *testing.T) {
+func TestResendsWhatIsNotAckedAfterABrokenStream(t *testing.T) {
 	g := newGateway(t).start()
 	n := 0
 	g.answer = func(b *polkuv1.IngestBatch, send func(*polkuv1.Ack)) error {
@@ -82,12 +83,12 @@ func TestResendsTheSameBatchesAfterABrokenStream(t *testing.T) {
 	l.flush()
 	require.Equal(t, []string{
 		numbers(0, 2), numbers(3, 5), numbers(6, 8), numbers(9, 11),
-		numbers(0, 2), numbers(6, 8), numbers(9, 11),
+		numbers(0, 2), "e0000006 e0000008", numbers(9, 11),
 	}, g.got())
 	require.EqualValues(t, 12, l.metric("acked_total", ""))
-	require.EqualValues(t, 1, l.metric("acks_unknown_total", ""), "the event that was acked before and after")
+	require.Zero(t, l.metric("acks_unknown_total", ""))
 	require.EqualValues(t, 1, l.metric("reconnects_total", ""))
-	require.EqualValues(t, 21, l.metric("sent_total", ""))
+	require.EqualValues(t, 20, l.metric("sent_total", ""))
 	require.Contains(t, l.log.String(), "broken by the test")
 }
 
@@ -152,7 +153,9 @@ func TestRefusalsAreFinalOrNot(t *testing.T) {
 		c.Batch.Events = 5
 		c.Acked = func(list []*eventv1.Event) {
 			for _, e := range list {
-				acked = append(acked, e.GetId())
+				if e.GetEventType() != event.KindAgentGap {
+					acked = append(acked, e.GetId())
+				}
 			}
 		}
 		c.Refused = func(e *eventv1.Event, why *polkuv1.AckError) { refused = append(refused, e.GetId()+" "+why.GetCode()) }
@@ -169,7 +172,29 @@ func TestRefusalsAreFinalOrNot(t *testing.T) {
 	require.EqualValues(t, 1, l.metric("retried_total", `code="unavailable"`))
 	require.Positive(t, l.metric("refused_total", `code="unreadable"`))
 	require.Contains(t, l.log.String(), "because")
-	require.Zero(t, l.metric("lost_total", ""))
+	require.EqualValues(t, 1, l.metric("lost_total", `reason="refused",severity="warning"`))
+	require.EqualValues(t, 1, l.Lost())
+	require.Equal(t, 1, g.told())
+}
+
+// A gateway that does not even take the event that tells of what it refused is
+// not told of that for ever.
+func TestGatewayThatRefusesEverything(t *testing.T) {
+	g := newGateway(t).start()
+	g.answer = func(b *polkuv1.IngestBatch, send func(*polkuv1.Ack)) error {
+		a := &polkuv1.Ack{}
+		for _, id := range idsOf(b) {
+			a.Errors = append(a.Errors, &polkuv1.AckError{EventId: id, Code: "invalid"})
+		}
+		send(a)
+		return nil
+	}
+	l := startClient(t, g.address, inBatches(1))
+	l.Offer(number(1))
+	l.flush()
+	require.EqualValues(t, 2, l.Lost(), "the event and the gap")
+	require.EqualValues(t, 2, l.metric("refused_total", ""))
+	require.Len(t, g.got(), 2)
 }
 
 func TestCodesOfAStrangeGatewayDoNotFillTheMetrics(t *testing.T) {
@@ -202,7 +227,7 @@ func TestAnIDTwiceInFlight(t *testing.T) {
 
 func TestAnEventThatCannotBeEncodedHoldsNobodyUp(t *testing.T) {
 	g := newGateway(t).start()
-	l := startClient(t, g.address, inBatches(3))
+	l := startClient(t, g.address, func(c *Config) { c.Batch = queue.Batch{Events: 3, Linger: time.Millisecond} })
 	bad := number(2)
 	bad.Metadata[event.TapioReason] = "\xff"
 	for _, e := range []*eventv1.Event{number(1), bad, number(3), bad, bad, bad, number(4), typical(5), number(6)} {
@@ -219,6 +244,142 @@ func TestAnEventThatCannotBeEncodedHoldsNobodyUp(t *testing.T) {
 	require.EqualValues(t, 4, l.metric("lost_total", `reason="invalid",severity="warning"`))
 	require.EqualValues(t, 1, g.connections())
 	require.True(t, proto.Equal(typical(5), g.events()[slices.IndexFunc(g.events(), func(e *eventv1.Event) bool { return e.GetId() == "e0000005" })]))
+}
+
+// large makes event n with so many bytes besides.
+func large(n, bytes int) *eventv1.Event {
+	e := number(n)
+	e.Payload = make([]byte, bytes)
+	return e
+}
+
+// told adds up the losses that the gateway was told of.
+func (g *gateway) told() (lost int) {
+	for _, e := range g.events() {
+		if e.GetEventType() == event.KindAgentGap {
+			n, err := strconv.Atoi(e.GetMetadata()[event.TapioGapEvents])
+			assert.NoError(g.t, err)
+			lost += n
+		}
+	}
+	return lost
+}
+
+func TestAnEventThatNoGatewayTakes(t *testing.T) {
+	g := newGateway(t).start()
+	l := startClient(t, g.address, nil)
+	require.False(t, l.Offer(large(1, event.MaxSize)))
+	require.ErrorContains(t, l.Send(t.Context(), large(2, event.MaxSize)), "send at most 262144")
+	require.True(t, l.Offer(large(3, event.MaxSize-1<<10)))
+	l.flush()
+	require.True(t, slices.ContainsFunc(g.events(), func(e *eventv1.Event) bool { return e.GetId() == number(3).GetId() }))
+	require.EqualValues(t, 2, l.metric("lost_total", `reason="too_large",severity="warning"`))
+	require.Equal(t, 2, g.told())
+	require.Equal(t, 1, g.connections())
+}
+
+func TestGatewayThatTakesOnlySmallMessages(t *testing.T) {
+	const limit, events = 8 << 10, 400
+	g := newGateway(t, grpc.MaxRecvMsgSize(limit)).start()
+	l := startClient(t, g.address, func(c *Config) { c.Batch = queue.Batch{Events: 100, Linger: 10 * time.Millisecond} })
+	var want []string
+	for n := range events {
+		e := number(n)
+		if n%100 == 50 {
+			e = large(n, limit)
+		} else {
+			want = append(want, e.GetId())
+		}
+		l.Offer(e)
+	}
+	l.flush()
+	var got []string
+	for _, e := range g.events() {
+		if e.GetEventType() != event.KindAgentGap {
+			got = append(got, e.GetId())
+		}
+	}
+	require.Equal(t, want, got, "in order")
+	require.EqualValues(t, events/100, l.metric("lost_total", `reason="too_large",severity="warning"`))
+	require.EqualValues(t, events/100, l.Lost())
+	require.Equal(t, events/100, g.told())
+	require.Contains(t, l.log.String(), "raise it")
+}
+
+func TestGatewayThatLeavesOutSomeAcks(t *testing.T) {
+	const events = 200
+	g := newGateway(t).start()
+	left := map[string]bool{}
+	g.answer = func(b *polkuv1.IngestBatch, send func(*polkuv1.Ack)) error {
+		ids := idsOf(b)
+		slices.Reverse(ids)
+		for _, id := range ids {
+			if strings.HasSuffix(id, "7") && !left[id] { // the first time
+				left[id] = true
+				continue
+			}
+			send(&polkuv1.Ack{EventIds: []string{id}})
+		}
+		return nil
+	}
+	l := startClient(t, g.address, inBatches(10), func(c *Client) { c.overdue = 50 * time.Millisecond })
+	for n := range events {
+		l.Offer(number(n))
+	}
+	l.flush()
+	require.EqualValues(t, events, l.metric("acked_total", ""))
+	require.Zero(t, l.Lost())
+	require.Contains(t, l.log.String(), errOverdue.Error())
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	sizes := map[int]bool{}
+	for _, b := range g.batches {
+		sizes[len(idsOf(b))] = true
+	}
+	require.Equal(t, map[int]bool{10: true, 1: true}, sizes, "again only what was left out")
+}
+
+func TestWindowKnowsWhatWasPassedOver(t *testing.T) {
+	start := time.Unix(1_700_000_000, 0)
+	at := func(s int) time.Time { return start.Add(time.Duration(s) * time.Second) }
+	three := func() window {
+		w := newWindow()
+		for n := range 3 {
+			w.add(newBatch(nil, []*eventv1.Event{number(2 * n), number(2*n + 1)}))
+		}
+		return w
+	}
+	for _, c := range []struct {
+		name    string
+		acked   []int // event n in second n
+		overdue bool  // if it was to be by second 10
+	}{
+		{"nothing acked", nil, false},
+		{"in order", []int{0, 1}, false},
+		{"part of a batch", []int{0}, true},
+		{"a later batch", []int{4, 5}, true},
+		{"the second of three", []int{2, 3}, true},
+		{"all", []int{5, 4, 3, 2, 1, 0}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := three()
+			for _, n := range c.acked {
+				e, _ := w.settle(number(n).GetId(), at(n))
+				require.NotNil(t, e)
+			}
+			require.Equal(t, c.overdue, w.overdue(at(10)))
+			require.False(t, w.overdue(start), "not yet")
+			w.renew(math.MaxInt, func(e []*eventv1.Event) []*batch { return []*batch{newBatch(nil, e)} })
+			require.False(t, w.overdue(at(10)), "a new stream is a new chance")
+		})
+	}
+	w := three()
+	w.settle(number(0).GetId(), at(0))
+	w.settle(number(2).GetId(), at(2))
+	w.settle(number(1).GetId(), at(9))
+	require.True(t, w.overdue(at(5)))
+	w.settle(number(3).GetId(), at(9))
+	require.False(t, w.overdue(at(5)))
 }
 
 func TestGatewayThatWithholdsAcks(t *testing.T) {
@@ -360,18 +521,13 @@ func TestGapsAddUp(t *testing.T) {
 			g.start()
 		}
 	}
+	l.Offer(&eventv1.Event{}) // a loss that nothing follows
 	l.flush()
-	l.Offer(number(offered)) // after which no loss is untold
-	l.flush()
-	events, missing := 0, 0
+	events, missing := 0, g.told()
 	for _, e := range g.events() {
 		if e.GetEventType() != event.KindAgentGap {
 			events++
-			continue
 		}
-		n, err := strconv.Atoi(e.GetMetadata()[event.TapioGapEvents])
-		require.NoError(t, err)
-		missing += n
 	}
 	require.Positive(t, missing)
 	require.Equal(t, offered+1, events+missing)

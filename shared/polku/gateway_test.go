@@ -177,7 +177,7 @@ type lab struct {
 
 // startClient runs a client that comes back fast, until the test ends or stop
 // is called.
-func startClient(t *testing.T, address string, change func(*Config)) *lab {
+func startClient(t *testing.T, address string, change func(*Config), tune ...func(*Client)) *lab {
 	l := &lab{t: t, log: &logged{}}
 	config := Config{
 		Endpoint: address, Source: "tapio", Cluster: "test",
@@ -191,6 +191,9 @@ func startClient(t *testing.T, address string, change func(*Config)) *lab {
 	l.Client, err = New(config)
 	require.NoError(t, err)
 	l.longest = 20 * time.Millisecond
+	for _, tune := range tune {
+		tune(l.Client)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {

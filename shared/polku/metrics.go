@@ -43,7 +43,7 @@ func newDescs() descs {
 		unknown:     desc("acks_unknown_total", "Ids in acks that are not in flight: acked twice, or never sent."),
 		refused:     desc("refused_total", "Events that the gateway refused for good.", "code"),
 		retried:     desc("retried_total", "Events that the gateway asked to send again later.", "code"),
-		lost:        desc("lost_total", "Events that were dropped.", "reason", "severity"),
+		lost:        desc("lost_total", "Events that were dropped or refused for good.", "reason", "severity"),
 		reconnects:  desc("reconnects_total", "Streams that were opened after the first."),
 	}
 }

@@ -17,7 +17,7 @@ type Reason string
 // The reasons of the queue itself. Its user may have others.
 const (
 	Full     Reason = "queue_full" // the sink did not take events fast enough
-	TooLarge Reason = "too_large"  // larger than the whole queue
+	TooLarge Reason = "too_large"  // larger than the whole queue or than the sink ever takes
 )
 
 // Loss counts the events of one severity that were lost for one reason.
@@ -54,13 +54,30 @@ type books struct {
 	gap  Gap             // not told yet
 }
 
+// untold is the number of events that it takes to tell of all losses.
+func (b *books) untold() int {
+	if b.gap.Events == 0 {
+		return 0
+	}
+	return 1
+}
+
+// Times that an event may have, as event.Validate has them.
+const (
+	firstYear = 2020
+	lastYear  = 2099
+)
+
 func (b *books) lose(e *eventv1.Event, reason Reason) {
 	if b.lost == nil {
 		b.lost = map[Loss]uint64{}
 	}
 	b.lost[Loss{Reason: reason, Severity: eventv1.Severity(severity(e))}]++
+	if e.GetEventType() == event.KindAgentGap {
+		return // or a receiver that refuses it is told of that for ever
+	}
 	at := time.Unix(0, e.GetTimestampUnixNs())
-	if e.GetTimestampUnixNs() <= 0 { // no time: that of the loss is the nearest
+	if y := at.UTC().Year(); y < firstYear || y > lastYear { // no time: that of the loss is the nearest
 		at = time.Now()
 	}
 	if b.gap.Events == 0 || at.Before(b.gap.Began) {
@@ -72,12 +89,18 @@ func (b *books) lose(e *eventv1.Event, reason Reason) {
 	b.gap.Events++
 }
 
+// lose books a loss, which somebody has to tell. The caller holds the lock.
+func (q *Queue) lose(e *eventv1.Event, reason Reason) {
+	q.books.lose(e, reason)
+	q.wake()
+}
+
 // Lose counts an event that could not be queued or delivered for a reason of
-// the user's.
+// the user's. A lost event that was to tell of losses is counted and not told.
 func (q *Queue) Lose(e *eventv1.Event, reason Reason) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.books.lose(e, reason)
+	q.lose(e, reason)
 }
 
 // Losses returns all losses since the queue was made, in a fixed order.

@@ -92,11 +92,11 @@ func (q *Queue) Offer(e *eventv1.Event) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if size > q.limits.Bytes {
-		q.books.lose(e, TooLarge)
+		q.lose(e, TooLarge)
 		return false
 	}
 	if !q.fits(size) && !q.shed(s, size) {
-		q.books.lose(e, Full)
+		q.lose(e, Full)
 		return false
 	}
 	q.append(e, size, s)
@@ -111,7 +111,7 @@ func (q *Queue) Put(ctx context.Context, e *eventv1.Event) error {
 	for {
 		q.mu.Lock()
 		if size > q.limits.Bytes {
-			q.books.lose(e, TooLarge)
+			q.lose(e, TooLarge)
 			q.mu.Unlock()
 			return fmt.Errorf("queue event %s: %w: %d of %d bytes", e.GetId(), ErrTooLarge, size, q.limits.Bytes)
 		}
@@ -136,7 +136,8 @@ func (q *Queue) Put(ctx context.Context, e *eventv1.Event) error {
 // Take hands out the oldest events. Whoever takes them says when they are Done,
 // or gives them back with Return. It waits for the first one until ctx is done,
 // and then for b.Linger at most until the batch is full. It returns at least
-// one event, or the error of ctx and leaves the queue as it is.
+// one event, or the error of ctx and leaves the queue as it is. If losses are to
+// be told, which TakeGap does, it may return none.
 func (q *Queue) Take(ctx context.Context, b Batch) ([]*eventv1.Event, error) {
 	if err := q.wait(ctx, Batch{Events: 1, Bytes: math.MaxInt}, nil); err != nil {
 		return nil, err
@@ -172,7 +173,7 @@ func (q *Queue) wait(ctx context.Context, want Batch, timeout <-chan time.Time) 
 	}()
 	for {
 		q.mu.Lock()
-		enough := q.n >= want.Events || q.bytes >= want.Bytes
+		enough := q.has(want)
 		q.want = want
 		q.mu.Unlock()
 		if enough {
@@ -185,6 +186,25 @@ func (q *Queue) wait(ctx context.Context, want Batch, timeout <-chan time.Time) 
 		case <-timeout:
 			return nil
 		}
+	}
+}
+
+// has reports whether there is what is wanted. Losses that are not told count as
+// the event that will tell of them. The caller holds the lock.
+func (q *Queue) has(want Batch) bool {
+	return q.n+q.books.untold() >= want.Events || q.bytes >= want.Bytes
+}
+
+// wake wakes the taker once there is what it wants: one wake-up a batch, not one
+// an event. The caller holds the lock.
+func (q *Queue) wake() {
+	if q.want.Events == 0 || !q.has(q.want) {
+		return
+	}
+	q.want = Batch{}
+	select {
+	case q.ready <- struct{}{}:
+	default:
 	}
 }
 
@@ -208,7 +228,7 @@ func (q *Queue) Done(n int) {
 	q.checkEmpty()
 }
 
-// Flush waits until nothing is pending, or until ctx is done, which is the
+// Flush waits until nothing is pending and all losses are told, or until ctx is done, which is the
 // error.
 func (q *Queue) Flush(ctx context.Context) error {
 	q.mu.Lock()
@@ -228,7 +248,7 @@ func (q *Queue) Flush(ctx context.Context) error {
 
 // checkEmpty wakes those who wait in Flush. The caller holds the lock.
 func (q *Queue) checkEmpty() {
-	if q.empty != nil && q.n+q.taken == 0 {
+	if q.empty != nil && q.n+q.taken+q.books.untold() == 0 {
 		close(q.empty)
 		q.empty = nil
 	}
@@ -239,16 +259,17 @@ type Stats struct {
 	Events int // that wait
 	Bytes  int // their memory, as Size has it
 	Taken  int // events that were taken and are neither done nor returned
+	Untold int // events that have to be made to tell of losses: 1 or 0
 }
 
 // Pending is the number of events whose fate is open.
-func (s Stats) Pending() int { return s.Events + s.Taken }
+func (s Stats) Pending() int { return s.Events + s.Taken + s.Untold }
 
 // Stats returns all figures of one moment.
 func (q *Queue) Stats() Stats {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return Stats{Events: q.n, Bytes: q.bytes, Taken: q.taken}
+	return Stats{Events: q.n, Bytes: q.bytes, Taken: q.taken, Untold: q.books.untold()}
 }
 
 func (q *Queue) fits(size int) bool {
@@ -271,7 +292,7 @@ func (q *Queue) shed(s, size int) bool {
 			least++
 			continue
 		}
-		q.books.lose(q.remove(least), Full)
+		q.lose(q.remove(least), Full)
 	}
 	return true
 }
@@ -326,14 +347,7 @@ func (q *Queue) added(c *class, size int) {
 	c.bytes += size
 	q.n++
 	q.bytes += size
-	// One wake-up a batch, not one an event.
-	if q.want.Events > 0 && (q.n >= q.want.Events || q.bytes >= q.want.Bytes) {
-		q.want = Batch{}
-		select {
-		case q.ready <- struct{}{}:
-		default:
-		}
-	}
+	q.wake()
 }
 
 // remove takes the oldest event of a severity out.

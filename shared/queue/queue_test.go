@@ -166,6 +166,78 @@ func TestGapTellsOfEachLossOnce(t *testing.T) {
 	require.Equal(t, "error", queue.Loss{Severity: severe}.SeverityName())
 }
 
+// A gap is told even if nothing happens after it, and Flush waits for that.
+func TestGapWakesTheTaker(t *testing.T) {
+	q := queue.New(queue.Limits{Events: 10, Bytes: 1 << 20})
+	told := make(chan queue.Gap)
+	go func() {
+		events, err := q.Take(t.Context(), queue.Batch{Events: 5, Bytes: 1 << 20, Linger: time.Millisecond})
+		assert.NoError(t, err)
+		assert.Empty(t, events)
+		gap, _ := q.TakeGap()
+		told <- gap
+	}()
+	q.Lose(make1(1, info), "refused")
+	flushed := make(chan error)
+	go func() { flushed <- q.Flush(t.Context()) }()
+	select {
+	case gap := <-told:
+		require.EqualValues(t, 1, gap.Events)
+	case <-time.After(patience):
+		t.Fatal("the taker still waits")
+	}
+	require.Equal(t, queue.Stats{Taken: 1}, q.Stats())
+	q.Done(1)
+	select {
+	case err := <-flushed:
+		require.NoError(t, err)
+	case <-time.After(patience):
+		t.Fatal("not flushed")
+	}
+
+	q.Lose(make1(2, info), "refused")
+	require.Equal(t, 1, q.Stats().Pending())
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, q.Flush(ctx), context.DeadlineExceeded, "not told")
+}
+
+// Whatever is lost, the event that tells of it is a valid one.
+func TestGapHasAPlausibleTime(t *testing.T) {
+	before := time.Now()
+	for _, at := range []int64{
+		math.MinInt64, -1, 0, 1, math.MaxInt64,
+		time.Date(2019, time.December, 31, 23, 59, 59, 0, time.UTC).UnixNano(),
+		time.Date(2100, time.January, 1, 0, 0, 0, 0, time.UTC).UnixNano(),
+	} {
+		q := queue.New(queue.Limits{Events: 10, Bytes: 1 << 20})
+		q.Lose(&eventv1.Event{TimestampUnixNs: at}, "invalid")
+		gap, _ := q.TakeGap()
+		require.NoError(t, event.Validate(gap.Event(event.NewFactory(), "tapio")), at)
+		require.False(t, gap.Began.Before(before), at)
+	}
+	for _, at := range []time.Time{
+		time.Date(2020, time.January, 1, 0, 0, 0, 0, time.UTC),
+		time.Date(2099, time.December, 31, 23, 59, 59, 0, time.UTC),
+	} {
+		q := queue.New(queue.Limits{Events: 10, Bytes: 1 << 20})
+		q.Lose(&eventv1.Event{TimestampUnixNs: at.UnixNano()}, "invalid")
+		gap, _ := q.TakeGap()
+		require.NoError(t, event.Validate(gap.Event(event.NewFactory(), "tapio")), at)
+		require.True(t, gap.Ended.Equal(at), at)
+	}
+}
+
+func TestALostGapIsNoNewGap(t *testing.T) {
+	q := queue.New(queue.Limits{Events: 10, Bytes: 1 << 20})
+	q.Lose(make1(1, info), "refused")
+	gap, _ := q.TakeGap()
+	q.Lose(gap.Event(event.NewFactory(), "tapio"), "refused")
+	_, lost := q.TakeGap()
+	require.False(t, lost)
+	require.EqualValues(t, 2, q.Lost())
+}
+
 func TestTakeMakesBatches(t *testing.T) {
 	q := queue.New(queue.Limits{Events: 100, Bytes: 1 << 20})
 	for n := range 7 {

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -77,9 +78,14 @@ type Config struct {
 // Observers are the names of all observers.
 func Observers() []string { return []string{network.Name, container.Name} }
 
-// stopWithin is how long a stop may take: what blocks then is an output that
-// nobody reads, and it must not keep the agent from ending.
-const stopWithin = 800 * time.Millisecond
+// How long a stop may take from its start on, whatever hangs: less than a second
+// in all. What one part does not need is left to the next, and each has something
+// for itself.
+const (
+	detachWithin = 300 * time.Millisecond // until the observers have ended
+	drainWithin  = 650 * time.Millisecond // until the kernel's records are handled
+	flushWithin  = 750 * time.Millisecond // until all is delivered
+)
 
 // agent is the state of one run.
 type agent struct {
@@ -88,14 +94,15 @@ type agent struct {
 	host       string
 	events     *event.Factory
 	identity   map[string]string // metadata of every event
-	sinks      []Sink
-	remotes    []remote // of the sinks
+	sinks      []named           // those that may block last
+	remotes    []remote          // of the sinks
 	shared     *bpf.Shared
 	feed       *feed.Feed
 	node       *observer.Node
 	network    *network.Observer
 	supervisor *supervisor.Supervisor
 	metrics    *metrics
+	writing    atomic.Int32    // events that standard output is taking now
 	groups     *bpf.Attachment // held, or the garbage collector detaches it
 
 	mu       sync.Mutex
@@ -124,16 +131,16 @@ func (a *agent) open(ctx context.Context) (err error) {
 	if a.host, err = os.Hostname(); err != nil {
 		return fmt.Errorf("read the host's name: %w", err)
 	}
-	switch a.config.Output {
-	case Text:
-		a.sinks = append(a.sinks, sink.NewText(a.config.Stdout, a.config.Style))
-	case JSON:
-		a.sinks = append(a.sinks, sink.NewJSON(a.config.Stdout))
-	case None:
-	}
 	a.identify()
 	if err := a.openRemotes(ctx); err != nil {
 		return err
+	}
+	switch a.config.Output {
+	case Text:
+		a.sinks = append(a.sinks, named{stdout{sink.NewText(a.config.Stdout, a.config.Style), &a.writing}, stdoutName})
+	case JSON:
+		a.sinks = append(a.sinks, named{stdout{sink.NewJSON(a.config.Stdout), &a.writing}, stdoutName})
+	case None:
 	}
 	if a.shared, err = bpf.NewShared(); err != nil {
 		return err
@@ -226,23 +233,54 @@ func (a *agent) run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 	case err := <-feedDone:
-		stopDelivery()
+		stopDelivery(time.Now().Add(flushWithin))
 		return err
 	}
-	finished := make(chan error, 1)
+	began := time.Now()
+	drained := make(chan error, 1)
 	go func() {
-		<-supervised
+		select {
+		case <-supervised:
+		case <-time.After(detachWithin): // the end of the process detaches, too
+			a.log.Warn("observers do not end", "waited", detachWithin)
+		}
 		stopFeed()
-		err := <-feedDone
-		finished <- errors.Join(err, a.finish(stopDelivery))
-		background.Wait()
+		drained <- errors.Join(<-feedDone, a.drain())
 	}()
 	select {
-	case err := <-finished:
-		return err
-	case <-time.After(stopWithin):
-		return fmt.Errorf("stop: nobody reads the output; what was left is lost (%w)", context.DeadlineExceeded)
+	case err = <-drained:
+	case <-time.After(drainWithin):
+		err = a.hangs()
 	}
+	stopDelivery(began.Add(flushWithin))
+	background.Wait()
+	return errors.Join(err, a.account())
+}
+
+// drain handles what is left when the observers and the feed have ended.
+func (a *agent) drain() error {
+	err := a.feed.Drain()
+	if a.network != nil {
+		a.network.Stop()
+	}
+	return errors.Join(err, a.feed.Close())
+}
+
+// hangs says what keeps the feed from ending.
+func (a *agent) hangs() error {
+	if a.writing.Load() > 0 {
+		return errors.New("stop: nobody reads the output; what was left is lost")
+	}
+	return fmt.Errorf("stop: the kernel's records were not handled within %s; what was left is lost", drainWithin)
+}
+
+// account tells what became of everything.
+func (a *agent) account() error {
+	lines, err := a.feed.Accounting()
+	if err == nil {
+		writeSummary(a.config.Summary, lines, a.remotes)
+	}
+	return err
 }
 
 func (a *agent) register(registry *prometheus.Registry) error {
@@ -263,7 +301,7 @@ func (a *agent) serve(ctx context.Context, registry *prometheus.Registry, backgr
 		return nil
 	}
 	server, err := telemetry.NewServer(telemetry.Config{
-		Address: a.config.Listen, Flag: "listen", Registry: registry, StopTimeout: stopWithin / 4, Log: a.log,
+		Address: a.config.Listen, Flag: "listen", Registry: registry, StopTimeout: detachWithin / 2, Log: a.log,
 	})
 	if err != nil {
 		return err
@@ -284,20 +322,6 @@ func (a *agent) serve(ctx context.Context, registry *prometheus.Registry, backgr
 	return nil
 }
 
-// finish handles what is left, delivers it, and tells the accounting.
-func (a *agent) finish(stopDelivery func()) error {
-	err := a.feed.Drain()
-	if a.network != nil {
-		a.network.Stop()
-	}
-	stopDelivery()
-	lines, countErr := a.feed.Accounting()
-	if countErr == nil {
-		writeSummary(a.config.Summary, lines, a.remotes)
-	}
-	return errors.Join(err, countErr, a.feed.Close())
-}
-
 // ready says which observers do not observe.
 func (a *agent) ready() error {
 	var down []error
@@ -312,7 +336,7 @@ func (a *agent) ready() error {
 var errStarting = errors.New("starting")
 
 // emit completes an event, checks it and hands it to the outputs. Wrong
-// evidence is never sent.
+// evidence is never sent. The error means that no output took it.
 func (a *agent) emit(e *eventv1.Event) error {
 	maps.Copy(e.GetMetadata(), a.identity)
 	if err := event.Validate(e); err != nil {
@@ -321,10 +345,13 @@ func (a *agent) emit(e *eventv1.Event) error {
 	}
 	var errs []error
 	for _, s := range a.sinks {
-		errs = append(errs, s.Send(e))
+		if err := s.Send(e); err != nil {
+			a.metrics.failed(s.name)
+			errs = append(errs, fmt.Errorf("%s: %w", s.name, err))
+		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return err
+	if len(errs) > 0 && len(errs) == len(a.sinks) {
+		return errors.Join(errs...)
 	}
 	a.metrics.sent(e.GetEventType())
 	return nil
@@ -358,8 +385,10 @@ func (a *agent) unavailable(signal string, err error) {
 // reason is the error as one line that fits a metadata value: a verifier's log
 // has thousands.
 func reason(err error) string {
-	text := strings.Join(strings.Fields(strings.ToValidUTF8(err.Error(), "\uFFFD")), " ")
-	return text[:min(len(text), event.MaxValueLen/4)]
+	text := strings.Join(strings.Fields(err.Error()), " ")
+	// The cut may leave a part of a character, and each bad byte may grow to
+	// three.
+	return strings.ToValidUTF8(text[:min(len(text), event.MaxValueLen/4)], "\uFFFD")
 }
 
 // tryDone frees what only loading needs once every observer was tried.

@@ -910,6 +910,43 @@ func TestUnavailable(t *testing.T) {
 	require.NoError(t, <-l.done)
 }
 
+// TestObserversThatDoNotEnd: the kernel may take long to detach programs, which
+// costs nobody events.
+func TestObserversThatDoNotEnd(t *testing.T) {
+	release := make(chan struct{})
+	l := startLabOf(t, nil, func(ctx context.Context, c Config) error {
+		a := newAgent(c)
+		if err := a.open(ctx); err != nil {
+			return err
+		}
+		task := &a.supervisor.Tasks[slices.Index(c.Observers, container.Name)]
+		observe := task.Run
+		task.Run = func(ctx context.Context, ready func()) error {
+			err := observe(ctx, ready)
+			<-release
+			return err
+		}
+		return a.run(ctx)
+	})
+	t.Cleanup(func() { close(release) })
+	l.refuse(t)
+	l.stop()
+	require.NoError(t, <-l.done)
+	assert.Regexp(t, `connect/refused +[1-9]`, l.summary.String())
+}
+
+func TestReasonIsValidText(t *testing.T) {
+	for _, text := range []string{
+		"short", "two\nlines", strings.Repeat("\xff", 5000), strings.Repeat("a\xff", 5000),
+		strings.Repeat("€", 2000), "a" + strings.Repeat("€", 2000), "aa" + strings.Repeat("€", 2000),
+	} {
+		e := event.NewFactory().New(event.KindAgentSignalUnavailable, time.Now(), "tapio")
+		e.Metadata[event.TapioSignal], e.Metadata[event.TapioReason] = "exit", reason(errors.New(text))
+		assert.NoError(t, event.Validate(e), "%.20q", text)
+	}
+	assert.Equal(t, "two lines", reason(errors.New("two\nlines")))
+}
+
 // TestUnprivileged runs the agent as nobody with just the two capabilities.
 func TestUnprivileged(t *testing.T) {
 	if os.Geteuid() != 0 {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,6 +23,27 @@ type Sink interface {
 	// Send takes an event, which nobody changes from then on. Its error means
 	// that the event did not get there.
 	Send(*eventv1.Event) error
+}
+
+// named is a sink and the name that users know it by.
+type named struct {
+	Sink
+	name string
+}
+
+const stdoutName = "stdout"
+
+// stdout is a sink that may block as long as nobody reads it.
+type stdout struct {
+	Sink
+	writing *atomic.Int32
+}
+
+// Send implements Sink.
+func (s stdout) Send(e *eventv1.Event) error {
+	s.writing.Add(1)
+	defer s.writing.Add(-1)
+	return s.Sink.Send(e)
 }
 
 // delivery is a sink that delivers later, on a goroutine of its own, so that a
@@ -43,9 +65,6 @@ type remote struct {
 	name string
 }
 
-// flushWithin leaves the rest of stopWithin to everything else.
-const flushWithin = stopWithin * 5 / 8
-
 // openRemotes opens what the configuration names.
 func (a *agent) openRemotes(ctx context.Context) error {
 	if a.config.Polku.Endpoint != "" {
@@ -66,7 +85,7 @@ func (a *agent) openRemotes(ctx context.Context) error {
 		a.remotes = append(a.remotes, remote{s, "otlp"})
 	}
 	for _, r := range a.remotes {
-		a.sinks = append(a.sinks, r)
+		a.sinks = append(a.sinks, named{r, r.name})
 	}
 	return nil
 }
@@ -84,8 +103,8 @@ func (a *agent) identify() {
 
 // deliver starts the remotes and, if there is a collector, the export of the
 // agent's own metrics. The returned function delivers what is left, as far as
-// that takes no longer than flushWithin, and ends it all.
-func (a *agent) deliver(ctx context.Context, registry *prometheus.Registry) (stop func(), err error) {
+// that can be done by a time, and ends it all.
+func (a *agent) deliver(ctx context.Context, registry *prometheus.Registry) (stop func(by time.Time), err error) {
 	var metrics *otlp.Metrics
 	if a.config.OTLP.Endpoint != "" {
 		metrics, err = otlp.OpenMetrics(ctx, a.config.OTLP, observer.Source, maps.Clone(a.identity), registry, a.log)
@@ -102,8 +121,8 @@ func (a *agent) deliver(ctx context.Context, registry *prometheus.Registry) (sto
 			}
 		})
 	}
-	return func() {
-		flush, stopFlush := context.WithDeadline(ctx, time.Now().Add(flushWithin))
+	return func(by time.Time) {
+		flush, stopFlush := context.WithDeadline(ctx, by)
 		defer stopFlush()
 		var flushing sync.WaitGroup
 		for _, r := range a.remotes {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"regexp"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,7 +25,38 @@ import (
 // gateway acks what it gets.
 type gateway struct {
 	polkuv1.UnimplementedGatewayServer
+	address string
+	server  *grpc.Server
 	batches chan *polkuv1.IngestBatch
+}
+
+func startGateway(t *testing.T) *gateway {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	g := &gateway{address: listener.Addr().String(), server: grpc.NewServer(), batches: make(chan *polkuv1.IngestBatch, 1000)}
+	polkuv1.RegisterGatewayServer(g.server, g)
+	go func() { _ = g.server.Serve(listener) }() // until Stop
+	t.Cleanup(g.server.Stop)
+	return g
+}
+
+// await returns the first event that comes and matches.
+func (g *gateway) await(t *testing.T, m match) *eventv1.Event {
+	t.Helper()
+	timeout := time.After(patience)
+	for {
+		select {
+		case b := <-g.batches:
+			require.Equal(t, "tapio", b.GetSource())
+			for _, e := range b.GetEvents().GetEvents() {
+				if m(e) {
+					return e
+				}
+			}
+		case <-timeout:
+			t.Fatal("the event did not come")
+		}
+	}
 }
 
 // StreamEvents implements the contract.
@@ -70,37 +102,15 @@ func (l *lab) sentTo(t *testing.T, name string) [3]int {
 }
 
 func TestEventsReachAGateway(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	g := &gateway{batches: make(chan *polkuv1.IngestBatch, 1000)}
-	server := grpc.NewServer()
-	polkuv1.RegisterGatewayServer(server, g)
-	go func() { _ = server.Serve(listener) }() // until Stop
-	t.Cleanup(server.Stop)
-
+	g := startGateway(t)
 	l := startLab(t, func(c *Config) {
-		c.Polku = polku.Config{Endpoint: listener.Addr().String()}
+		c.Polku = polku.Config{Endpoint: g.address}
 		c.Node, c.Cluster = "node-1", "prod"
 	})
 	want := l.refuse(t)
 	require.Equal(t, "node-1", want.GetMetadata()[event.K8sNodeName])
 	require.Equal(t, "prod", want.GetMetadata()[event.K8sClusterName])
-	var got *eventv1.Event
-	timeout := time.After(patience)
-	for got == nil {
-		select {
-		case b := <-g.batches:
-			require.Equal(t, "tapio", b.GetSource())
-			require.Equal(t, "prod", b.GetCluster())
-			for _, e := range b.GetEvents().GetEvents() {
-				if e.GetId() == want.GetId() {
-					got = e
-				}
-			}
-		case <-timeout:
-			t.Fatal("the event did not come")
-		}
-	}
+	got := g.await(t, func(e *eventv1.Event) bool { return e.GetId() == want.GetId() })
 	require.Equal(t, want.GetMetadata(), got.GetMetadata())
 	require.Eventually(t, func() bool { return l.metric(t, "polku_client_acked_total", nil) > 0 }, patience, time.Millisecond)
 	require.EqualValues(t, 1, l.metric(t, "polku_client_connected", nil))
@@ -109,7 +119,7 @@ func TestEventsReachAGateway(t *testing.T) {
 	last := l.refuse(t)
 	l.stop()
 	require.NoError(t, <-l.done)
-	server.Stop()
+	g.server.Stop()
 	close(g.batches)
 	arrived := false
 	for b := range g.batches {
@@ -144,4 +154,47 @@ func TestNobodyThereToDeliverTo(t *testing.T) {
 		require.Zero(t, n[0])
 		require.Positive(t, n[1], "not delivered, and told")
 	}
+}
+
+// writer is a standard output.
+type writer func() error
+
+// Write implements io.Writer.
+func (w writer) Write(p []byte) (int, error) { return len(p), w() }
+
+// TestStdoutIsNobodyElsesTrouble: what standard output does not take, or not
+// now, the gateway gets all the same.
+func TestStdoutIsNobodyElsesTrouble(t *testing.T) {
+	connect := func(t *testing.T, l *lab) match {
+		h := l.start(t, "refused", helperOptions{})
+		h.tell("127.0.0.1:1")
+		h.hear()
+		return is(event.KindNetworkConnectionRefused, pid(h))
+	}
+	t.Run("closed", func(t *testing.T) {
+		g := startGateway(t)
+		l := startLab(t, func(c *Config) {
+			c.Polku = polku.Config{Endpoint: g.address}
+			c.Stdout = writer(func() error { return syscall.EPIPE })
+		})
+		e := g.await(t, connect(t, l))
+		require.Eventually(t, func() bool {
+			return l.metric(t, "tapio_events_total", map[string]string{"event_type": e.GetEventType()}) > 0
+		}, patience, time.Millisecond)
+		require.Positive(t, l.metric(t, "tapio_sink_failed_events_total", map[string]string{"sink": "stdout"}))
+		require.Zero(t, l.metric(t, "tapio_signal_lost_total", nil), "somebody has it")
+		l.stop()
+		require.NoError(t, <-l.done)
+	})
+	t.Run("blocked", func(t *testing.T) {
+		g := startGateway(t)
+		l := startLab(t, func(c *Config) {
+			c.Polku = polku.Config{Endpoint: g.address}
+			c.Stdout = writer(func() error { select {} })
+		})
+		g.await(t, connect(t, l))
+		l.stop()
+		require.ErrorContains(t, <-l.done, "nobody reads the output")
+		require.Positive(t, l.sentTo(t, "polku")[0], "and the accounting")
+	})
 }

@@ -38,6 +38,9 @@ const (
 	closeWithin = 100 * time.Millisecond
 )
 
+// Rejected is why an event was lost that the collector will never take.
+const Rejected queue.Reason = "rejected"
+
 // Sink queues events and exports them one batch after the other.
 type Sink struct {
 	exporter *otlp.Exporter
@@ -106,7 +109,7 @@ func (s *Sink) deliver(ctx context.Context, events []*eventv1.Event) bool {
 		err := s.exporter.Export(ctx, events)
 		var rejected *otlp.Rejected
 		if err == nil || errors.As(err, &rejected) {
-			s.settle(len(events), rejected)
+			s.settle(events, rejected)
 			return true
 		}
 		if ctx.Err() != nil {
@@ -121,21 +124,22 @@ func (s *Sink) deliver(ctx context.Context, events []*eventv1.Event) bool {
 	}
 }
 
-func (s *Sink) settle(events int, rejected *otlp.Rejected) {
+func (s *Sink) settle(events []*eventv1.Event, rejected *otlp.Rejected) {
+	accepted := len(events)
 	if rejected != nil {
 		s.log.Error("events not exported by OTLP", "error", rejected)
+		accepted -= min(max(int(rejected.Events), 0), len(events))
+	}
+	// The collector does not say which: the last ones stand for them.
+	for _, e := range events[accepted:] {
+		s.queue.Lose(e, Rejected)
 	}
 	s.mu.Lock()
 	s.down = nil
-	if rejected != nil {
-		n := min(max(int(rejected.Events), 0), events)
-		s.rejected += uint64(n)
-		events -= n
-		s.queue.Done(n)
-	}
-	s.accepted += uint64(events)
+	s.rejected += uint64(len(events) - accepted)
+	s.accepted += uint64(accepted)
 	s.mu.Unlock()
-	s.queue.Done(events)
+	s.queue.Done(len(events))
 }
 
 // fail notes an export that will be tried again; the log does not repeat it.
@@ -173,7 +177,7 @@ func (s *Sink) Ready() error {
 func (s *Sink) Totals() (delivered uint64, waiting int, lost uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.accepted, s.queue.Stats().Pending(), s.queue.Lost() + s.rejected
+	return s.accepted, s.queue.Stats().Pending(), s.queue.Lost()
 }
 
 type descs struct {
@@ -192,7 +196,7 @@ func newDescs() descs {
 		accepted:    desc("accepted_total", "Events that the collector accepted."),
 		rejected:    desc("rejected_total", "Events that the collector rejected for good."),
 		failures:    desc("failures_total", "Exports that failed and were tried again."),
-		lost:        desc("lost_total", "Events that were dropped.", "reason", "severity"),
+		lost:        desc("lost_total", "Events that were dropped or rejected for good.", "reason", "severity"),
 	}
 }
 

@@ -112,20 +112,37 @@ func TestSinkTriesAgainUnlessItIsRejected(t *testing.T) {
 	require.Len(t, l.records, 1)
 	require.NoError(t, s.Send(number(2))) // rejected for good
 	flush(t, s)
-	require.Len(t, l.records, 1)
+	require.Len(t, l.records, 2)
+	require.Equal(t, event.KindAgentGap, l.records[1].GetEventName(), "the rejection is told")
 	l.partial = &collogpb.ExportLogsPartialSuccess{RejectedLogRecords: 1, ErrorMessage: "one of them"}
 	require.NoError(t, s.Send(number(3)))
 	require.NoError(t, s.Send(number(4)))
 	flush(t, s)
 
 	delivered, waiting, lost := s.Totals()
-	require.EqualValues(t, 2, delivered)
+	require.EqualValues(t, 2+2, delivered, "and what tells of the others")
 	require.Zero(t, waiting)
 	require.EqualValues(t, 2, lost)
 	require.NoError(t, s.Ready())
 	problems, err := testutil.CollectAndLint(s)
 	require.NoError(t, err)
 	require.Empty(t, problems)
+}
+
+// A collector that does not even take what tells of its rejections is not told
+// of them for ever.
+func TestSinkOfACollectorThatRejectsEverything(t *testing.T) {
+	l := startLogs(t, "127.0.0.1:0")
+	for range 100 {
+		l.answers = append(l.answers, status.Error(codes.InvalidArgument, "never"))
+	}
+	s := open(t, l.address)
+	run(t, s)
+	require.NoError(t, s.Send(number(1)))
+	flush(t, s)
+	_, _, lost := s.Totals()
+	require.EqualValues(t, 2, lost, "the event and the gap")
+	require.Len(t, l.answers, 98)
 }
 
 func TestSinkWithoutACollectorKeepsWhatItCanAndTellsTheRest(t *testing.T) {
@@ -137,7 +154,7 @@ func TestSinkWithoutACollectorKeepsWhatItCanAndTellsTheRest(t *testing.T) {
 	}
 	require.Eventually(t, func() bool { return s.Ready() != nil }, patience, time.Millisecond)
 	_, waiting, lost := s.Totals()
-	require.EqualValues(t, offered, waiting+int(lost))
+	require.InDelta(t, offered, waiting+int(lost), 2, "besides what tells of the losses")
 	require.Positive(t, lost)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
