@@ -431,6 +431,42 @@ func TestTwoStreamsWithTheSameEventsAreBothAcked(t *testing.T) {
 	require.Len(t, stored, 200)
 }
 
+// Batches of one event are many messages: they wait for each other, and none of
+// them looks like a log that fails.
+func TestManySmallBatchesAtOnce(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	h := open(t, t.TempDir(), func(j *journal.Config, g *gateway.Config) { j.Registry, g.Registry = registry, registry })
+	const streams, each = 80, 64 // more than the client of NATS takes at once
+	var running sync.WaitGroup
+	for i := range streams {
+		running.Go(func() {
+			var batches []any
+			for _, e := range good(fmt.Sprint("s", i), each) {
+				batches = append(batches, batchOf(e))
+			}
+			assert.Len(t, h.exchange(t, batches...).GetEventIds(), each)
+		})
+	}
+	running.Wait()
+	require.Len(t, idsOf(h.stored(t)), streams*each)
+	require.Zero(t, metric(t, registry, "polku_log_append_failures_total"))
+	require.Zero(t, metric(t, registry, "polku_log_restarts_total"))
+}
+
+// metric is the value of a counter without labels.
+func metric(t testing.TB, registry *prometheus.Registry, name string) float64 {
+	t.Helper()
+	families, err := registry.Gather()
+	require.NoError(t, err)
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetCounter().GetValue()
+		}
+	}
+	require.Fail(t, "no metric "+name)
+	return 0
+}
+
 func TestRateLimit(t *testing.T) {
 	h := open(t, t.TempDir(), func(_ *journal.Config, g *gateway.Config) { g.RateLimit = 5 })
 	ack := h.exchange(t, batchOf(good("fast", 1000)...))

@@ -48,6 +48,9 @@ const (
 	refreshEvery = 250 * time.Millisecond
 	// messageOverhead is more than JetStream stores beside a body.
 	messageOverhead = 256
+	// maxPending is how many messages may be on their way at once. The client
+	// of NATS fails at twice as many, so that it never does.
+	maxPending = 2048
 	// maxBody keeps a message small enough for a reader to hold several.
 	maxBody = 512 << 10
 	// DefaultDiskReserve stays free on the disk of an embedded log, so that
@@ -89,13 +92,15 @@ type Journal struct {
 	events   jetstream.Stream
 	cursors  jetstream.KeyValue
 	metrics  *metrics
+	slots    chan struct{} // one for each message on its way
 	stop     context.CancelFunc
 	stopped  sync.WaitGroup
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced when room may have come
 	failure error         // why the log takes nothing, until it works again
-	broken  bool          // an append failed, so that files may be in disorder
+	broken  bool          // a sent append failed, so that files may be in disorder
+	starts  int           // of an embedded server, after failures
 	usage   usage
 }
 
@@ -128,7 +133,7 @@ func Open(ctx context.Context, config Config) (*Journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &Journal{config: config, metrics: m, changed: make(chan struct{})}
+	j := &Journal{config: config, metrics: m, slots: make(chan struct{}, maxPending), changed: make(chan struct{})}
 	if err := j.connect(); err != nil {
 		return nil, err
 	}
@@ -181,7 +186,8 @@ func (j *Journal) connect() error {
 		return fmt.Errorf("connect to NATS at %s: %w: set --nats-url to servers that run", url, err)
 	}
 	if j.js, err = jetstream.New(j.conn,
-		jetstream.WithPublishAsyncTimeout(j.config.StoreTimeout), jetstream.WithDefaultTimeout(requestTimeout)); err != nil {
+		jetstream.WithPublishAsyncTimeout(j.config.StoreTimeout), jetstream.WithPublishAsyncMaxPending(2*maxPending),
+		jetstream.WithDefaultTimeout(requestTimeout)); err != nil {
 		return fmt.Errorf("use JetStream: %w", err)
 	}
 	return nil
@@ -243,6 +249,7 @@ type Receipt struct {
 	future  jetstream.PubAckFuture
 	started time.Time
 	size    int64
+	starts  int // of the server that it was sent to
 }
 
 // Append sends a body, the encoding of a polku.v1.IngestBatch, on its way into
@@ -251,10 +258,12 @@ type Receipt struct {
 // duplicatesWindow are stored once.
 //
 // The caller must wait for the Receipt, and must leave the body alone until
-// then.
+// then. Append waits for receipts of others when many are out, so that a
+// receipt should be waited for beside further appends.
 func (j *Journal) Append(ctx context.Context, id string, body []byte) (*Receipt, error) {
 	size := int64(len(body) + messageOverhead)
-	if err := j.admit(ctx, size); err != nil {
+	starts, err := j.admit(ctx, size)
+	if err != nil {
 		return nil, err
 	}
 	future, err := j.js.PublishMsgAsync(&nats.Msg{
@@ -262,9 +271,9 @@ func (j *Journal) Append(ctx context.Context, id string, body []byte) (*Receipt,
 		Header:  nats.Header{jetstream.MsgIDHeader: []string{id}},
 		Data:    body,
 	}, jetstream.WithRetryAttempts(0)) // whoever sends again keeps the order
-	r := &Receipt{journal: j, future: future, started: time.Now(), size: size}
+	r := &Receipt{journal: j, future: future, started: time.Now(), size: size, starts: starts}
 	if err != nil {
-		r.settle(err)
+		r.settle(err, false) // it was not sent, so it left nothing behind
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return r, nil
@@ -276,21 +285,22 @@ func (j *Journal) Append(ctx context.Context, id string, body []byte) (*Receipt,
 func (r *Receipt) Wait() error {
 	select {
 	case <-r.future.Ok():
-		r.settle(nil)
+		r.settle(nil, true)
 		return nil
 	case err := <-r.future.Err():
-		r.settle(err)
+		r.settle(err, true)
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 }
 
-func (r *Receipt) settle(err error) {
+func (r *Receipt) settle(err error, sent bool) {
 	j := r.journal
+	<-j.slots
 	j.mu.Lock()
 	j.usage.settled += r.size
-	if err != nil {
+	if err != nil && r.starts == j.starts { // else what failed has been repaired
 		j.failure = cmp.Or(j.failure, err)
-		j.broken = j.broken || !isFull(err)
+		j.broken = j.broken || sent && !isFull(err)
 	}
 	j.mu.Unlock()
 	if err != nil {
@@ -300,22 +310,29 @@ func (r *Receipt) settle(err error) {
 	j.metrics.seconds.Observe(time.Since(r.started).Seconds())
 }
 
-// admit returns when there is room for size bytes, and counts them as sent.
-func (j *Journal) admit(ctx context.Context, size int64) error {
+// admit returns when there is room for one message of size bytes, and counts it
+// as sent. It tells how often the server had been started again by then.
+func (j *Journal) admit(ctx context.Context, size int64) (starts int, err error) {
+	select {
+	case j.slots <- struct{}{}:
+	case <-ctx.Done():
+		return 0, fmt.Errorf("%w (%w)", ErrUnavailable, ctx.Err())
+	}
 	for {
 		j.mu.Lock()
-		reason, changed := j.obstacle(size), j.changed
+		reason, changed, starts := j.obstacle(size), j.changed, j.starts
 		if reason == nil {
 			j.usage.sent += size
 		}
 		j.mu.Unlock()
 		if reason == nil {
-			return nil
+			return starts, nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("%w (%w)", reason, ctx.Err())
+			<-j.slots
+			return 0, fmt.Errorf("%w (%w)", reason, ctx.Err())
 		}
 	}
 }
@@ -410,6 +427,9 @@ func (j *Journal) repair(ctx context.Context) error {
 			return err
 		}
 		j.metrics.restarts.Inc()
+		j.mu.Lock()
+		j.starts++
+		j.mu.Unlock()
 		if err := j.reconnected(ctx); err != nil {
 			return err
 		}
