@@ -132,73 +132,75 @@ func (g *Gateway) Streams() int64 { return g.counters.streams.Load() }
 
 // parcel is a batch on its way into the log, with its answer.
 type parcel struct {
-	answer   answer
-	keys     []idKey
-	receipts []*journal.Receipt
-	weight   int64
-	free     func() // gives back the memory of the bodies
+	batch       batch
+	events, ids [][]byte // to store
+	keys        []idKey  // of the ids
+	size        int      // bytes that the batch takes while it waits
+	answer      answer
+	receipts    []*journal.Receipt
+	weight      int64
+	free        func() // gives back the memory of the batch
+	failure     error  // why the batch is not in the log, when that is known
 }
 
-// take checks a batch and sends its good events on their way into the log. It
-// returns nil when there is nothing to answer. free is called when the bytes
-// that the batch was read from are not needed any more.
-func (g *Gateway) take(ctx context.Context, b batch, refused *refusal, size int, free func()) (*parcel, error) {
-	p := &parcel{free: free}
-	if refused != nil {
-		g.count(refused, max(len(b.items), 1))
-		g.counters.received.Add(int64(max(len(b.items), 1)))
-		g.refuseAll(p, b, refused)
+// store sends the events of a checked batch on their way into the log.
+func (g *Gateway) store(ctx context.Context, p *parcel) error {
+	if len(p.events) == 0 {
 		p.done()
-		return p, nil
-	}
-	if len(b.items) == 0 {
-		p.done()
-		return nil, nil
-	}
-	events, ids := g.check(p, b)
-	if len(events) == 0 {
-		p.done()
-		return p, nil
-	}
-	p.weight = min(int64(max(size, len(events)*eventWeight)), inFlight)
-	if err := g.enter(ctx, p.weight); err != nil {
-		p.weight = 0
-		p.done()
-		return nil, err
-	}
-	g.counters.flying.Add(int64(len(p.keys)))
-	if err := g.append(ctx, p, b, events, ids); err != nil {
-		g.abandon(p)
-		return nil, err
-	}
-	return p, nil
-}
-
-// enter waits for room among what is on its way. Who holds much and would wait
-// is sent away when many do.
-func (g *Gateway) enter(ctx context.Context, weight int64) error {
-	if g.gate.TryAcquire(weight) {
 		return nil
 	}
-	waiting := g.counters.waiting.Add(weight)
-	defer g.counters.waiting.Add(-weight)
+	weight := min(int64(max(p.size, len(p.events)*eventWeight)), inFlight)
+	if err := g.enter(ctx, g.gate, weight, p.size); err != nil {
+		p.done()
+		return err
+	}
+	p.weight = weight
+	g.counters.flying.Add(int64(len(p.keys)))
+	if err := g.append(ctx, p); err != nil {
+		g.abandon(p)
+		return err
+	}
+	return nil
+}
+
+// enter waits for weight of room while a batch of size bytes is held. Who would
+// wait is sent away when too much is held like that.
+func (g *Gateway) enter(ctx context.Context, room *semaphore.Weighted, weight int64, size int) error {
+	if room.TryAcquire(weight) {
+		return nil
+	}
+	waiting := g.counters.waiting.Add(int64(size))
+	defer g.counters.waiting.Add(-int64(size))
 	if waiting > maxWaiting {
 		g.counters.shed.Add(1)
 		return status.Error(codes.Unavailable, "the gateway is full and many sources wait: connect again later and send what was not acknowledged")
 	}
-	if err := g.gate.Acquire(ctx, weight); err != nil {
+	if err := room.Acquire(ctx, weight); err != nil {
 		return status.FromContextError(err).Err()
 	}
 	return nil
 }
 
-// check sorts the events of a batch: it returns those to store, with their ids,
-// and answers for the rest.
-func (g *Gateway) check(p *parcel, b batch) (events, ids [][]byte) {
+// check sorts the events of a batch: those to store go into a parcel, which
+// answers for the rest. It is nil when there is nothing to answer. free is called
+// when the size bytes that the batch was read from are not needed any more.
+func (g *Gateway) check(b batch, refused *refusal, size int, free func()) *parcel {
+	p := &parcel{batch: b, size: size, free: free}
+	if refused != nil {
+		g.count(refused, max(len(b.items), 1))
+		g.counters.received.Add(int64(max(len(b.items), 1)))
+		g.refuseAll(p, b, refused)
+		p.done()
+		return p
+	}
+	if len(b.items) == 0 {
+		p.done()
+		return nil
+	}
 	g.counters.received.Add(int64(len(b.items)))
 	limit := g.limiter.of(b.source)
-	events = make([][]byte, 0, len(b.items))
-	ids = make([][]byte, 0, len(b.items))
+	p.events = make([][]byte, 0, len(b.items))
+	p.ids = make([][]byte, 0, len(b.items))
 	p.keys = make([]idKey, 0, len(b.items))
 	now := time.Now()
 	for i := range b.items {
@@ -212,28 +214,33 @@ func (g *Gateway) check(p *parcel, b batch) (events, ids [][]byte) {
 			p.answer.refused(string(envelope.ID), refused)
 			continue
 		}
-		events = append(events, item.wire)
-		ids = append(ids, envelope.ID)
+		p.events = append(p.events, item.wire)
+		p.ids = append(p.ids, envelope.ID)
 		p.keys = append(p.keys, g.ids.key(envelope.ID))
 		p.answer.stored(envelope.ID)
 	}
 	known := 0
 	g.ids.known(p.keys, func(i int) {
-		events[i] = nil
+		p.events[i] = nil
 		known++
 	})
 	if known > 0 {
 		g.counters.duplicates.Add(int64(known))
-		n := 0
-		for i, e := range events {
-			if e != nil {
-				events[n], ids[n], p.keys[n] = e, ids[i], p.keys[i]
-				n++
-			}
-		}
-		events, ids, p.keys = events[:n], ids[:n], p.keys[:n]
+		p.dropKnown()
 	}
-	return events, ids
+	return p
+}
+
+// dropKnown removes the events that are nil.
+func (p *parcel) dropKnown() {
+	n := 0
+	for i, e := range p.events {
+		if e != nil {
+			p.events[n], p.ids[n], p.keys[n] = e, p.ids[i], p.keys[i]
+			n++
+		}
+	}
+	p.events, p.ids, p.keys = p.events[:n], p.ids[:n], p.keys[:n]
 }
 
 // judge says why an event cannot be stored; nil if it can. The id of the
@@ -297,8 +304,9 @@ func (g *Gateway) count(r *refusal, n int) {
 	}
 }
 
-func (g *Gateway) append(ctx context.Context, p *parcel, b batch, events, ids [][]byte) error {
-	return b.bodies(events, g.journal.MaxBody(), func(body []byte, n int) error {
+func (g *Gateway) append(ctx context.Context, p *parcel) error {
+	ids := p.ids
+	return p.batch.bodies(p.events, g.journal.MaxBody(), func(body []byte, n int) error {
 		receipt, err := g.journal.Append(ctx, batchID(ids[:n]), body)
 		ids = ids[n:]
 		if err != nil {
@@ -358,11 +366,12 @@ func (g *Gateway) wait(p *parcel) error {
 	return failed
 }
 
+// done gives back the memory that the answer does not need.
 func (p *parcel) done() {
 	if p.free != nil {
 		p.free()
-		p.free = nil
 	}
+	p.batch, p.events, p.ids, p.free = batch{}, nil, nil, nil
 }
 
 // state is what each Ack says about the gateway.
@@ -391,12 +400,12 @@ func (g *Gateway) SendEvent(ctx context.Context, in *polkuv1.IngestEvent) (*polk
 	for _, i := range b.items {
 		size += len(i.wire)
 	}
-	p, err := g.take(ctx, b, refused, size, nil)
-	if err != nil {
-		return nil, err
-	}
+	p := g.check(b, refused, size, nil)
 	if p == nil {
 		return nil, status.Error(codes.InvalidArgument, "the raw payload has no event")
+	}
+	if err := g.store(ctx, p); err != nil {
+		return nil, err
 	}
 	if err := g.settle(p); err != nil {
 		return nil, err

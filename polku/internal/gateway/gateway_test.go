@@ -518,6 +518,50 @@ func TestUnreadAcksHoldUpNobodyElse(t *testing.T) {
 	<-stuck
 }
 
+// What a source that does not read has in the log already takes no room of what
+// all share on the way there.
+func TestUnreadAcksOfLargeBatchesHoldUpNobodyElse(t *testing.T) {
+	h := open(t, t.TempDir())
+	conn, err := grpc.NewClient(h.conn.Target(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithStaticStreamWindowSize(64<<10), grpc.WithStaticConnWindowSize(64<<10))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close()) }()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	stream, err := polkuv1.NewGatewayClient(conn).StreamEvents(ctx)
+	require.NoError(t, err)
+	// Two answers that fill the window of the source, then much that is small to
+	// answer for: more than may be on its way.
+	long := strings.Repeat("x", 100)
+	require.NoError(t, stream.Send(batchOf(good(long+"a", 1000)...)))
+	require.NoError(t, stream.Send(batchOf(good(long+"b", 1000)...)))
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		for i := range 60 {
+			large := good(fmt.Sprint("large", i), 1)
+			large[0].Payload = make([]byte, 250<<10)
+			if stream.Send(batchOf(large...)) != nil {
+				return
+			}
+		}
+	}()
+	require.Eventually(t, func() bool {
+		state, err := h.journal.State(t.Context())
+		return err == nil && state.Bytes > 8<<20 // as much as may be on its way
+	}, patience, 10*time.Millisecond)
+	for i := range 3 { // long before the source is given up
+		ctx, cancel := context.WithTimeout(t.Context(), patience/3)
+		defer cancel()
+		_, err := h.client.SendEvent(ctx, &polkuv1.IngestEvent{
+			Source: "other", Payload: &polkuv1.IngestEvent_Event{Event: good(fmt.Sprint("other", i), 1)[0]},
+		})
+		require.NoError(t, err)
+	}
+	cancel()
+	<-sent
+}
+
 func TestAStreamWithoutEventsEndsWithTheGateway(t *testing.T) {
 	h := open(t, t.TempDir())
 	stream, err := h.client.StreamEvents(t.Context())
