@@ -98,6 +98,7 @@ func New(ctx context.Context, config Config) (*Gateway, error) {
 	if err := g.register(config.Registry); err != nil {
 		return nil, err
 	}
+	g.forgetLost()
 	reading, cancel := context.WithTimeout(ctx, rememberTimeout)
 	defer cancel()
 	err := g.journal.Recent(reading, rememberBytes, func(entry journal.Entry) error {
@@ -121,6 +122,14 @@ func New(ctx context.Context, config Config) (*Gateway, error) {
 		g.log.Warn("events that are sent again now may be stored twice", "error", err)
 	}
 	return g, nil
+}
+
+// forgetLost forgets the ids of a log when it is lost.
+func (g *Gateway) forgetLost() {
+	context.AfterFunc(g.journal.Life(), func() {
+		g.ids.forget()
+		g.forgetLost()
+	})
 }
 
 // Stop ends the streams after what they have on its way is acknowledged, so that

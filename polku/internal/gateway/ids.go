@@ -64,3 +64,11 @@ func (r *recentIDs) known(keys []idKey, found func(i int)) {
 		found(i)
 	}
 }
+
+// forget forgets all.
+func (r *recentIDs) forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.young)
+	clear(r.old)
+}

@@ -101,6 +101,10 @@ type Journal struct {
 	failure error         // why the log takes nothing, until it works again
 	broken  bool          // a sent append failed, so that files may be in disorder
 	starts  int           // of an embedded server, after failures
+	created time.Time     // when the stream was made
+	last    uint64        // sequence of the newest message that was seen
+	life    context.Context
+	endLife context.CancelFunc
 	usage   usage
 }
 
@@ -134,6 +138,7 @@ func Open(ctx context.Context, config Config) (*Journal, error) {
 		return nil, err
 	}
 	j := &Journal{config: config, metrics: m, slots: make(chan struct{}, maxPending), changed: make(chan struct{})}
+	j.life, j.endLife = context.WithCancel(context.Background())
 	if err := j.connect(); err != nil {
 		return nil, err
 	}
@@ -490,11 +495,37 @@ func (j *Journal) refresh(ctx context.Context) error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.compare(info)
 	j.usage.logBytes, j.usage.diskFree, j.usage.settledAt = int64(info.State.Bytes), free, settled
 	close(j.changed)
 	j.changed = make(chan struct{})
 	j.metrics.state(info.State, free)
 	return nil
+}
+
+// compare notices that the stream is not the one that was there before, or ends
+// earlier: sequences that are remembered mean nothing then. The caller holds mu.
+func (j *Journal) compare(info *jetstream.StreamInfo) {
+	before, last := j.created, j.last
+	j.created, j.last = info.Created, info.State.LastSeq
+	if before.IsZero() || before.Equal(j.created) && last <= j.last {
+		return
+	}
+	j.metrics.renewals.Inc()
+	j.config.Log.Error("the log is not what it was, what is missing is lost: the routes check where they are",
+		"created", j.created, "created_before", before, "last", j.last, "last_before", last)
+	end := j.endLife
+	j.life, j.endLife = context.WithCancel(context.Background())
+	end()
+}
+
+// Life ends when the stream was created anew or lost its end, which only an
+// external one can. What is known of its sequences and of the events in it is
+// void then, and the next Life begins.
+func (j *Journal) Life() context.Context {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.life
 }
 
 // State is how full the log is and what it holds.

@@ -115,7 +115,7 @@ func TestTrimKeepsWhatIsNotPassedOrYoung(t *testing.T) {
 	require.NoError(t, j.Trim(t.Context(), 7))
 	require.Equal(t, []string{"7", "8", "9"}, ids(t, j), "the rest is not passed")
 	require.NoError(t, j.Trim(t.Context(), 7))
-	require.NoError(t, j.Trim(t.Context(), 100))
+	require.NoError(t, j.Trim(t.Context(), journal.All))
 	require.Empty(t, ids(t, j))
 	require.NoError(t, store(t.Context(), t, j, "new", 10))
 	require.Equal(t, []string{"new"}, ids(t, j))

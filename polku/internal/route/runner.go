@@ -98,7 +98,7 @@ func (r *Runner) trim(ctx context.Context) {
 // passed is the last entry that every route has passed; not known until each
 // has read its cursor.
 func (r *Runner) passed() (passed uint64, known bool) {
-	passed = ^uint64(0)
+	passed = journal.All
 	for _, route := range r.routes {
 		route.mu.Lock()
 		if !route.started {

@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
@@ -76,11 +79,16 @@ type rig struct {
 // start runs routes over the log in dir.
 func start(t *testing.T, dir string, destinations map[string]route.Destination) *rig {
 	t.Helper()
+	return startWith(t, journal.Config{Dir: dir, Retention: time.Hour}, destinations)
+}
+
+// startWith runs routes over a log.
+func startWith(t *testing.T, config journal.Config, destinations map[string]route.Destination) *rig {
+	t.Helper()
 	r := &rig{registry: prometheus.NewRegistry()}
 	var err error
-	r.journal, err = journal.Open(t.Context(), journal.Config{
-		Dir: dir, MaxBytes: 64 << 20, Retention: time.Hour, Registry: r.registry, Log: slog.New(slog.DiscardHandler),
-	})
+	config.MaxBytes, config.Registry, config.Log = 64<<20, r.registry, slog.New(slog.DiscardHandler)
+	r.journal, err = journal.Open(t.Context(), config)
 	require.NoError(t, err)
 	r.Runner, err = route.New(route.Config{
 		Journal: r.journal, Destinations: destinations, Registry: r.registry, Log: slog.New(slog.DiscardHandler),
@@ -253,3 +261,55 @@ func TestReplayDeliversASpanAgain(t *testing.T) {
 }
 
 func stringReader(s string) *strings.Reader { return strings.NewReader(s) }
+
+// Somebody deletes the stream of an external log. What comes after that begins at
+// its first sequence again, and no route may take it for delivered.
+func TestAStreamThatIsMadeAnewIsDeliveredFromItsBeginning(t *testing.T) {
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir()})
+	require.NoError(t, err)
+	s.Start()
+	defer s.WaitForShutdown()
+	defer s.Shutdown()
+	require.True(t, s.ReadyForConnections(patience))
+	conn, err := nats.Connect(s.ClientURL())
+	require.NoError(t, err)
+	defer conn.Close()
+	js, err := jetstream.New(conn)
+	require.NoError(t, err)
+
+	d := &recorder{}
+	config := journal.Config{URL: s.ClientURL(), Retention: time.Nanosecond} // so that all that is passed goes
+	r := startWith(t, config, map[string]route.Destination{"d": d})
+	reader, err := r.journal.ReadNew(t.Context())
+	require.NoError(t, err)
+	defer reader.Close()
+	for i := range 5 {
+		r.store(t, fmt.Sprint("old", i), 1, nil)
+		_, err := reader.Next(t.Context())
+		require.NoError(t, err)
+	}
+	require.Eventually(t, func() bool { return len(d.got()) == 5 }, patience, 10*time.Millisecond)
+
+	for round := range 2 {
+		before := d.got()
+		if round == 1 { // while nobody runs, too
+			r.stop()
+		}
+		life := r.journal.Life()
+		require.NoError(t, js.DeleteStream(t.Context(), "POLKU_EVENTS"))
+		if round == 1 {
+			r = startWith(t, config, map[string]route.Destination{"d": d})
+		} else {
+			<-life.Done()
+		}
+		new := r.store(t, fmt.Sprint("new", round), 1, nil)
+		require.Eventually(t, func() bool { return len(d.got()) > len(before) }, patience, 10*time.Millisecond)
+		require.Equal(t, append(before, new...), d.got())
+		if round == 0 {
+			entry, err := reader.Next(t.Context())
+			require.NoError(t, err)
+			require.EqualValues(t, 1, entry.Sequence)
+			require.EqualValues(t, 1, r.Status()[0].Cursor)
+		}
+	}
+}
