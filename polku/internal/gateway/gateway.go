@@ -146,30 +146,37 @@ type parcel struct {
 	keys        []idKey  // of the ids
 	size        int      // bytes that the batch takes while it waits
 	answer      answer
+	flight      flight // of the keys; 0 when they are on none
 	receipts    []*journal.Receipt
 	weight      int64
 	free        func() // gives back the memory of the batch
 	failure     error  // why the batch is not in the log, when that is known
 }
 
-// store sends the events of a checked batch on their way into the log.
+// store sends the events of a checked batch on their way into the log, as far as
+// they are not there yet.
 func (g *Gateway) store(ctx context.Context, p *parcel) error {
+	err := g.depart(ctx, p)
+	if err != nil {
+		g.abandon(p)
+	}
+	return err
+}
+
+func (g *Gateway) depart(ctx context.Context, p *parcel) error {
 	if len(p.events) == 0 {
-		p.done()
 		return nil
+	}
+	if err := g.reserve(ctx, p); err != nil || len(p.events) == 0 {
+		return err
 	}
 	weight := min(int64(max(p.size, len(p.events)*eventWeight)), inFlight)
 	if err := g.enter(ctx, g.gate, weight, p.size); err != nil {
-		p.done()
 		return err
 	}
 	p.weight = weight
 	g.counters.flying.Add(int64(len(p.keys)))
-	if err := g.append(ctx, p); err != nil {
-		g.abandon(p)
-		return err
-	}
-	return nil
+	return g.append(ctx, p)
 }
 
 // enter waits for weight of room while a batch of size bytes is held. Who would
@@ -228,16 +235,34 @@ func (g *Gateway) check(b batch, refused *refusal, size int, free func()) *parce
 		p.keys = append(p.keys, g.ids.key(envelope.ID))
 		p.answer.stored(envelope.ID)
 	}
+	return p
+}
+
+// reserve leaves in the parcel what is not in the log yet. It waits while another
+// parcel has some of it on its way: an event is acknowledged when it is in the
+// log, and stored again when that failed.
+func (g *Gateway) reserve(ctx context.Context, p *parcel) error {
 	known := 0
-	g.ids.known(p.keys, func(i int) {
-		p.events[i] = nil
-		known++
-	})
+	for {
+		f, after := g.ids.reserve(p.keys, func(i int) {
+			p.events[i] = nil
+			known++
+		})
+		if after == nil {
+			p.flight = f
+			break
+		}
+		select {
+		case <-after:
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
+		}
+	}
 	if known > 0 {
 		g.counters.duplicates.Add(int64(known))
 		p.dropKnown()
 	}
-	return p
+	return nil
 }
 
 // dropKnown removes the events that are nil.
@@ -345,21 +370,19 @@ func batchID(ids [][]byte) string {
 
 // settle waits until a parcel is in the log, or is not.
 func (g *Gateway) settle(p *parcel) error {
-	if err := g.wait(p); err != nil {
+	if err := g.wait(p, true); err != nil {
 		return unavailable(err)
 	}
-	// Only now: an id that is known is acknowledged at once.
-	g.ids.add(p.keys)
-	g.counters.stored.Add(int64(len(p.keys)))
 	return nil
 }
 
 // abandon lets go of a parcel that is in the log in parts at most. Its ids stay
 // unknown: JetStream recognizes a part that is sent again.
-func (g *Gateway) abandon(p *parcel) { _ = g.wait(p) } // whoever abandons it has an error already
+func (g *Gateway) abandon(p *parcel) { _ = g.wait(p, false) } // whoever abandons it has an error already
 
-// wait waits for what is on its way and gives back what the parcel holds.
-func (g *Gateway) wait(p *parcel) error {
+// wait waits for what is on its way and gives back what the parcel holds. whole
+// says that nothing else of it remains to be sent.
+func (g *Gateway) wait(p *parcel, whole bool) error {
 	var failed error
 	for _, r := range p.receipts {
 		if err := r.Wait(); err != nil && failed == nil {
@@ -370,6 +393,14 @@ func (g *Gateway) wait(p *parcel) error {
 		g.counters.flying.Add(-int64(len(p.keys)))
 		g.gate.Release(p.weight)
 		p.weight = 0
+	}
+	if p.flight != 0 {
+		stored := whole && failed == nil
+		if stored {
+			g.counters.stored.Add(int64(len(p.keys)))
+		}
+		g.ids.land(p.flight, p.keys, stored) // only now: an id that is known is acknowledged at once
+		p.flight = 0
 	}
 	p.done()
 	return failed

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -413,22 +414,27 @@ func TestTwoStreamsWithTheSameEventsAreBothAcked(t *testing.T) {
 	h := open(t, t.TempDir())
 	events := good("race", 200)
 	var wg sync.WaitGroup
-	for range 4 {
+	for _, size := range []int{1, 7, 20, 20} {
 		wg.Go(func() {
 			var batches []any
-			for i := range 10 {
-				batches = append(batches, batchOf(events[20*i:20*i+20]...))
+			for at := range slices.Chunk(events, size) {
+				batches = append(batches, batchOf(at...))
 			}
 			ack := h.exchange(t, batches...)
 			assert.Equal(t, idsOf(events), ack.GetEventIds())
 		})
 	}
 	wg.Wait()
-	stored := make(map[string]bool)
-	for _, id := range idsOf(h.stored(t)) {
-		stored[id] = true
-	}
-	require.Len(t, stored, 200)
+	require.ElementsMatch(t, idsOf(events), idsOf(h.stored(t)), "each is stored once")
+}
+
+func TestAnEventThatIsTwiceInABatchIsStoredOnce(t *testing.T) {
+	h := open(t, t.TempDir())
+	events := good("twice", 2)
+	ack := h.exchange(t, batchOf(events[0], events[1], events[0]))
+	require.Equal(t, []string{"twice-0", "twice-1", "twice-0"}, ack.GetEventIds())
+	require.EqualValues(t, 1, ack.GetMiddlewareStats().GetDedupCount())
+	require.Equal(t, []string{"twice-0", "twice-1"}, idsOf(h.stored(t)))
 }
 
 // Batches of one event are many messages: they wait for each other, and none of
