@@ -346,7 +346,13 @@ func (g *Gateway) append(ctx context.Context, p *parcel) error {
 		if err != nil {
 			return unavailable(err)
 		}
-		p.receipts = append(p.receipts, receipt)
+		if g.journal.Pipelined() {
+			p.receipts = append(p.receipts, receipt)
+			return nil
+		}
+		if err := receipt.Wait(); err != nil {
+			return unavailable(err)
+		}
 		return nil
 	})
 }

@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -435,6 +438,53 @@ func TestAnEventThatIsTwiceInABatchIsStoredOnce(t *testing.T) {
 	require.Equal(t, []string{"twice-0", "twice-1", "twice-0"}, ack.GetEventIds())
 	require.EqualValues(t, 1, ack.GetMiddlewareStats().GetDedupCount())
 	require.Equal(t, []string{"twice-0", "twice-1"}, idsOf(h.stored(t)))
+}
+
+// external starts a NATS server with JetStream on loopback.
+func external(t *testing.T) *server.Server {
+	t.Helper()
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir()})
+	require.NoError(t, err)
+	s.Start()
+	t.Cleanup(func() {
+		s.Shutdown()
+		s.WaitForShutdown()
+	})
+	require.True(t, s.ReadyForConnections(patience))
+	return s
+}
+
+// A cluster may refuse one message and take the next. That must not change the
+// order of a source: here a message is too large for a while.
+func TestAnExternalLogTakesOneBatchOfAStreamAfterTheOther(t *testing.T) {
+	s := external(t)
+	h := open(t, "", func(j *journal.Config, _ *gateway.Config) { j.URL = s.ClientURL() })
+	conn, err := nats.Connect(s.ClientURL())
+	require.NoError(t, err)
+	defer conn.Close()
+	js, err := jetstream.New(conn)
+	require.NoError(t, err)
+	events, err := js.Stream(t.Context(), "POLKU_EVENTS")
+	require.NoError(t, err)
+	config := events.CachedInfo().Config
+	config.MaxMsgSize = 10 << 10
+	_, err = js.UpdateStream(t.Context(), config)
+	require.NoError(t, err)
+
+	large, small := good("large", 1), good("small", 20)
+	large[0].Payload = make([]byte, 20<<10)
+	stream, err := h.client.StreamEvents(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, stream.Send(batchOf(large...)))
+	for _, e := range small {
+		if stream.Send(batchOf(e)) != nil {
+			break // it has ended
+		}
+	}
+	_, err = stream.Recv()
+	require.Equal(t, codes.Unavailable, status.Code(err), "%v", err)
+	h.fine(t, "later") // which waits until the log has recovered
+	require.Equal(t, []string{"later-0"}, idsOf(h.stored(t)), "nothing overtakes what failed")
 }
 
 // Batches of one event are many messages: they wait for each other, and none of

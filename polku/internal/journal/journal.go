@@ -176,6 +176,7 @@ func (j *Journal) connect() error {
 			options = append(options, nats.UserCredentials(j.config.Credentials))
 		}
 		options = append(options,
+			nats.ReconnectBufSize(-1), // what is sent late is sent out of order
 			nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 				j.config.Log.Warn("lost the connection to NATS", "error", err)
 			}),
@@ -248,6 +249,12 @@ func (j *Journal) MaxBody() int {
 	return min(maxBody, int(j.conn.MaxPayload())-messageOverhead)
 }
 
+// Pipelined reports whether bodies that are on their way at once are stored in
+// their order. An external log has several servers, of which one may refuse what
+// the next takes when they change their leader: there the order is that of
+// receipts which are waited for.
+func (j *Journal) Pipelined() bool { return j.embedded != nil }
+
 // Receipt stands for a body on its way into the log.
 type Receipt struct {
 	journal *Journal
@@ -259,7 +266,7 @@ type Receipt struct {
 
 // Append sends a body, the encoding of a polku.v1.IngestBatch, on its way into
 // the log. It first waits while the log can take nothing, so that appends of one
-// goroutine are stored in their order. Two bodies with one id within
+// goroutine are stored in their order if the log is Pipelined. Two bodies with one id within
 // duplicatesWindow are stored once.
 //
 // The caller must wait for the Receipt, and must leave the body alone until
