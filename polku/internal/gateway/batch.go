@@ -70,7 +70,6 @@ const (
 	codeInvalid       = "invalid"
 	codeTooLarge      = "too_large"
 	codeUnknownFormat = "unknown_format"
-	codeRateLimited   = "rate_limited"
 )
 
 func invalid(format string, args ...any) *refusal {

@@ -3,6 +3,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -43,7 +44,8 @@ const (
 // Config says how a Gateway works.
 type Config struct {
 	Journal *journal.Journal
-	// RateLimit is how many events a second one source may send; 0 for any.
+	// RateLimit is how many events a second one source may send; 0 for any. A
+	// source that sends more waits.
 	RateLimit float64
 	Registry  prometheus.Registerer
 	Log       *slog.Logger
@@ -74,7 +76,7 @@ type counters struct {
 	invalid     atomic.Int64
 	tooLarge    atomic.Int64
 	unknown     atomic.Int64 // formats
-	rateLimited atomic.Int64
+	rateLimited atomic.Int64 // by having to wait
 	shed        atomic.Int64 // streams
 	slow        atomic.Int64 // streams
 
@@ -144,6 +146,7 @@ type parcel struct {
 	batch       batch
 	events, ids [][]byte // to store
 	keys        []idKey  // of the ids
+	sources     [][]byte // of the events, if the batch names none and they have a limit
 	size        int      // bytes that the batch takes while it waits
 	answer      answer
 	flight      flight // of the keys; 0 when they are on none
@@ -170,6 +173,11 @@ func (g *Gateway) depart(ctx context.Context, p *parcel) error {
 	if err := g.reserve(ctx, p); err != nil || len(p.events) == 0 {
 		return err
 	}
+	if g.limiter.limit > 0 {
+		if err := g.throttle(ctx, p); err != nil {
+			return err
+		}
+	}
 	weight := min(int64(max(p.size, len(p.events)*eventWeight)), inFlight)
 	if err := g.enter(ctx, g.gate, weight, p.size); err != nil {
 		return err
@@ -177,6 +185,29 @@ func (g *Gateway) depart(ctx context.Context, p *parcel) error {
 	p.weight = weight
 	g.counters.flying.Add(int64(len(p.keys)))
 	return g.append(ctx, p)
+}
+
+// throttle waits until the sources of a parcel may send it. To refuse some of it
+// would change their order.
+func (g *Gateway) throttle(ctx context.Context, p *parcel) error {
+	for from := 0; from < len(p.events); {
+		source, to := p.batch.source, len(p.events)
+		if p.sources != nil {
+			source, to = p.sources[from], from+1
+			for to < len(p.events) && bytes.Equal(p.sources[to], source) {
+				to++
+			}
+		}
+		err := g.limiter.wait(ctx, source, to-from, func() { g.counters.rateLimited.Add(int64(to - from)) })
+		switch {
+		case ctx.Err() != nil:
+			return status.FromContextError(ctx.Err()).Err()
+		case err != nil: // the deadline of the call comes before its turn
+			return status.Errorf(codes.ResourceExhausted, "%.80q sends more than %g events a second: send again later", source, g.config.RateLimit)
+		}
+		from = to
+	}
+	return nil
 }
 
 // enter waits for weight of room while a batch of size bytes is held. Who would
@@ -214,21 +245,20 @@ func (g *Gateway) check(b batch, refused *refusal, size int, free func()) *parce
 		return nil
 	}
 	g.counters.received.Add(int64(len(b.items)))
-	limit := g.limiter.of(b.source)
+	own := g.limiter.limit > 0 && len(b.source) == 0
 	p.events = make([][]byte, 0, len(b.items))
 	p.ids = make([][]byte, 0, len(b.items))
 	p.keys = make([]idKey, 0, len(b.items))
-	now := time.Now()
 	for i := range b.items {
 		item := &b.items[i]
 		envelope, refused := g.judge(b, item)
-		if refused == nil && limit != nil && !limit.AllowN(now, 1) {
-			refused = &refusal{codeRateLimited, fmt.Sprintf("%.80q sends more than %g events a second: send fewer", b.source, g.config.RateLimit)}
-		}
 		if refused != nil {
 			g.count(refused, 1)
 			p.answer.refused(string(envelope.ID), refused)
 			continue
+		}
+		if own {
+			p.sources = append(p.sources, envelope.Source)
 		}
 		p.events = append(p.events, item.wire)
 		p.ids = append(p.ids, envelope.ID)
@@ -271,6 +301,9 @@ func (p *parcel) dropKnown() {
 	for i, e := range p.events {
 		if e != nil {
 			p.events[n], p.ids[n], p.keys[n] = e, p.ids[i], p.keys[i]
+			if p.sources != nil {
+				p.sources[n] = p.sources[i]
+			}
 			n++
 		}
 	}
@@ -331,8 +364,6 @@ func (g *Gateway) count(r *refusal, n int) {
 		g.counters.tooLarge.Add(int64(n))
 	case codeUnknownFormat:
 		g.counters.unknown.Add(int64(n))
-	case codeRateLimited:
-		g.counters.rateLimited.Add(int64(n))
 	default:
 		g.counters.invalid.Add(int64(n))
 	}
@@ -417,7 +448,7 @@ func (p *parcel) done() {
 	if p.free != nil {
 		p.free()
 	}
-	p.batch, p.events, p.ids, p.free = batch{}, nil, nil, nil
+	p.batch, p.events, p.ids, p.sources, p.free = batch{}, nil, nil, nil, nil
 }
 
 // state is what each Ack says about the gateway.
