@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/prometheus/client_golang/prometheus"
@@ -89,6 +90,17 @@ func TestABodyOfOneIDIsStoredOnceAlsoAfterARestart(t *testing.T) {
 		require.Equal(t, []string{"one"}, ids(t, j))
 		require.NoError(t, j.Close())
 	}
+}
+
+func TestALongReasonStaysText(t *testing.T) {
+	j := open(t, func(c *journal.Config) { c.Dir = t.TempDir() })
+	defer func() { require.NoError(t, j.Close()) }()
+	require.NoError(t, j.Bury(t.Context(), "route", "x"+strings.Repeat("é", 1000), &eventv1.Event{Id: "a"}))
+	require.NoError(t, j.DeadLetters(t.Context(), "", 10, func(d journal.DeadLetter) error {
+		require.True(t, utf8.ValidString(d.Reason), "cut within a letter: %q", d.Reason[len(d.Reason)-8:])
+		require.Greater(t, len(d.Reason), 1000)
+		return nil
+	}))
 }
 
 func TestOneDirectoryIsForOneProcess(t *testing.T) {
