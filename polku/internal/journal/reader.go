@@ -27,6 +27,7 @@ const (
 type Entry struct {
 	Sequence uint64
 	Time     time.Time // when it was stored
+	Behind   uint64    // how many entries followed it when it was sent
 	Body     []byte
 }
 
@@ -61,6 +62,7 @@ type Reader struct {
 	next     uint64 // sequence; 0 until the first entry of a start by time
 	life     context.Context
 	messages jetstream.MessagesContext
+	pending  uint64 // entries when messages was opened
 	release  func() bool
 }
 
@@ -127,7 +129,7 @@ func (r *Reader) take(ctx context.Context) (Entry, error) {
 			continue
 		}
 		r.next = meta.Sequence.Stream + 1
-		return Entry{Sequence: meta.Sequence.Stream, Time: meta.Timestamp, Body: msg.Data()}, nil
+		return Entry{Sequence: meta.Sequence.Stream, Time: meta.Timestamp, Behind: meta.NumPending, Body: msg.Data()}, nil
 	}
 }
 
@@ -150,8 +152,18 @@ func (r *Reader) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.pending = consumer.CachedInfo().NumPending
 	r.messages, r.release = messages, context.AfterFunc(r.life, messages.Stop)
 	return nil
+}
+
+// Empty reports whether there is no entry for a reader that has just begun.
+// Sequences do not tell: any message may have been deleted.
+func (r *Reader) Empty(ctx context.Context) (bool, error) {
+	if err := r.open(ctx); err != nil {
+		return false, fmt.Errorf("read the log: %w", err)
+	}
+	return r.pending == 0, nil
 }
 
 // Close lets go of the server's side of the reader. Next opens it again.
@@ -180,6 +192,9 @@ func (j *Journal) Recent(ctx context.Context, bytes uint64, visit func(Entry) er
 	}
 	r := j.ReadFrom(from)
 	defer r.Close()
+	if empty, err := r.Empty(ctx); err != nil || empty {
+		return err
+	}
 	for {
 		entry, err := r.Next(ctx)
 		if err != nil {
@@ -188,7 +203,7 @@ func (j *Journal) Recent(ctx context.Context, bytes uint64, visit func(Entry) er
 		if err := visit(entry); err != nil {
 			return err
 		}
-		if entry.Sequence >= s.LastSeq {
+		if entry.Sequence >= s.LastSeq || entry.Behind == 0 {
 			return nil
 		}
 	}

@@ -166,6 +166,9 @@ func (r *Runner) Replay(ctx context.Context, name string, from, to time.Time, re
 	}
 	reader := r.journal.ReadSince(from)
 	defer reader.Close()
+	if empty, err := reader.Empty(ctx); err != nil || empty {
+		return err
+	}
 	return r.routes[i].replay(ctx, reader, to, state.LastSequence, report)
 }
 
@@ -198,7 +201,7 @@ func (r *route) replay(ctx context.Context, reader *journal.Reader, to time.Time
 		}
 		p.Events, p.Through = p.Events+len(events), entry.Time
 		tell()
-		if reported != nil || entry.Sequence == last {
+		if reported != nil || entry.Sequence == last || entry.Behind == 0 {
 			return reported
 		}
 	}

@@ -262,21 +262,57 @@ func TestReplayDeliversASpanAgain(t *testing.T) {
 
 func stringReader(s string) *strings.Reader { return strings.NewReader(s) }
 
-// Somebody deletes the stream of an external log. What comes after that begins at
-// its first sequence again, and no route may take it for delivered.
-func TestAStreamThatIsMadeAnewIsDeliveredFromItsBeginning(t *testing.T) {
+// external starts a NATS server with JetStream on loopback and connects to it as
+// an operator does.
+func external(t *testing.T) (*server.Server, jetstream.JetStream) {
+	t.Helper()
 	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir()})
 	require.NoError(t, err)
 	s.Start()
-	defer s.WaitForShutdown()
-	defer s.Shutdown()
+	t.Cleanup(func() {
+		s.Shutdown()
+		s.WaitForShutdown()
+	})
 	require.True(t, s.ReadyForConnections(patience))
 	conn, err := nats.Connect(s.ClientURL())
 	require.NoError(t, err)
-	defer conn.Close()
+	t.Cleanup(conn.Close)
 	js, err := jetstream.New(conn)
 	require.NoError(t, err)
+	return s, js
+}
 
+// An operator deletes single messages, the last of all among them.
+func TestReadingEndsWhereTheLastMessageWasDeleted(t *testing.T) {
+	s, js := external(t)
+	d := &recorder{}
+	r := startWith(t, journal.Config{URL: s.ClientURL(), Retention: time.Hour}, map[string]route.Destination{"d": d})
+	began := time.Now().Add(-time.Hour)
+	var ids []string
+	for i := range 3 {
+		ids = append(ids, r.store(t, fmt.Sprint("e", i), 1, nil)...)
+	}
+	delivers(t, d, ids)
+	events, err := js.Stream(t.Context(), "POLKU_EVENTS")
+	require.NoError(t, err)
+	require.NoError(t, events.DeleteMsg(t.Context(), 3))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var recent []uint64
+	require.NoError(t, r.journal.Recent(ctx, 1<<20, func(e journal.Entry) error {
+		recent = append(recent, e.Sequence)
+		return nil
+	}))
+	require.Equal(t, []uint64{1, 2}, recent)
+	require.NoError(t, r.journal.Recent(ctx, 1, func(journal.Entry) error { return nil }))
+	require.NoError(t, r.Replay(ctx, "d", began, time.Now().Add(time.Hour), func(route.Progress) error { return nil }))
+	delivers(t, d, append(ids, ids[:2]...))
+}
+
+// Somebody deletes the stream of an external log. What comes after that begins at
+// its first sequence again, and no route may take it for delivered.
+func TestAStreamThatIsMadeAnewIsDeliveredFromItsBeginning(t *testing.T) {
+	s, js := external(t)
 	d := &recorder{}
 	config := journal.Config{URL: s.ClientURL(), Retention: time.Nanosecond} // so that all that is passed goes
 	r := startWith(t, config, map[string]route.Destination{"d": d})
