@@ -64,6 +64,9 @@ func (r *Runner) Run(ctx context.Context) error {
 	for _, route := range r.routes {
 		running.Go(func() { route.run(ctx) })
 	}
+	if len(r.routes) == 0 {
+		r.log.Warn("there are no routes: events go undelivered when they are older than --log-retention or the log needs their room")
+	}
 	running.Go(func() { r.trim(ctx) })
 	running.Wait()
 	var errs []error
