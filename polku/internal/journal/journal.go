@@ -18,6 +18,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/yairfalse/tapio/shared/event"
 )
 
 // Names in JetStream. They are what an operator sees with the nats tool.
@@ -53,6 +55,8 @@ const (
 	maxPending = 2048
 	// maxBody keeps a message small enough for a reader to hold several.
 	maxBody = 512 << 10
+	// leastPayload is the least max_payload of NATS: of the largest event alone.
+	leastPayload = event.MaxSize + 4*messageOverhead
 	// DefaultDiskReserve stays free on the disk of an embedded log, so that
 	// JetStream never meets a full one: it stops for good when it does.
 	DefaultDiskReserve = 128 << 20
@@ -176,7 +180,8 @@ func (j *Journal) connect() error {
 			options = append(options, nats.UserCredentials(j.config.Credentials))
 		}
 		options = append(options,
-			nats.ReconnectBufSize(-1), // what is sent late is sent out of order
+			nats.IgnoreAuthErrorAbort(), // credentials may be renewed
+			nats.ReconnectBufSize(-1),   // what is sent late is sent out of order
 			nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 				j.config.Log.Warn("lost the connection to NATS", "error", err)
 			}),
@@ -190,6 +195,10 @@ func (j *Journal) connect() error {
 			return errors.Join(fmt.Errorf("connect to the embedded log: %w", err), j.embedded.close())
 		}
 		return fmt.Errorf("connect to NATS at %s: %w: set --nats-url to servers that run", url, err)
+	}
+	if most := j.conn.MaxPayload(); most < leastPayload {
+		j.conn.Close()
+		return fmt.Errorf("use NATS at %s: its max_payload of %d bytes is less than an event may have: set it to %d or more", url, most, leastPayload)
 	}
 	if j.js, err = jetstream.New(j.conn,
 		jetstream.WithPublishAsyncTimeout(j.config.StoreTimeout), jetstream.WithPublishAsyncMaxPending(2*maxPending),
@@ -310,7 +319,9 @@ func (r *Receipt) settle(err error, sent bool) {
 	<-j.slots
 	j.mu.Lock()
 	j.usage.settled += r.size
-	if err != nil && r.starts == j.starts { // else what failed has been repaired
+	// What failed before a repair is repaired, and a copy that comes while the
+	// first is in process is refused alone.
+	if err != nil && r.starts == j.starts && !inProcess(err) {
 		j.failure = cmp.Or(j.failure, err)
 		j.broken = j.broken || sent && !isFull(err)
 	}
@@ -479,6 +490,13 @@ func (j *Journal) reconnected(ctx context.Context) error {
 		return fmt.Errorf("connect to the embedded log again: %w", err)
 	}
 	return nil
+}
+
+// inProcess reports whether a cluster still replicates a message of the same id.
+func inProcess(err error) bool {
+	const duplicateMessageConflict = 10158 // nats.go has no name for it
+	var api *jetstream.APIError
+	return errors.As(err, &api) && api.ErrorCode == duplicateMessageConflict
 }
 
 func isFull(err error) bool {

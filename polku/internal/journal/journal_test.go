@@ -267,6 +267,21 @@ func everyPeerIsCurrent(leader *server.Server) bool {
 	return true
 }
 
+func TestAClusterThatTakesNoLargeEventIsRefused(t *testing.T) {
+	s, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir(), MaxPayload: 64 << 10,
+	})
+	require.NoError(t, err)
+	s.Start()
+	defer s.WaitForShutdown()
+	defer s.Shutdown()
+	require.True(t, s.ReadyForConnections(patience))
+	_, err = journal.Open(t.Context(), journal.Config{
+		URL: s.ClientURL(), MaxBytes: 64 << 20, Registry: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
+	})
+	require.ErrorContains(t, err, "max_payload")
+}
+
 // The leader of a cluster dies while events come in. What is acknowledged is
 // there, once, and reading goes on.
 func TestAClusterLosesItsLeader(t *testing.T) {
