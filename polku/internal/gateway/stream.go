@@ -95,6 +95,12 @@ var (
 func (s *session) receive(ctx context.Context) error {
 	defer close(s.parcels)
 	for {
+		// Behind those who hold a batch already and wait: what is not read takes
+		// no memory here, and its source no more credit.
+		if err := s.gateway.gate.Acquire(ctx, 1); err != nil {
+			return status.FromContextError(err).Err()
+		}
+		s.gateway.gate.Release(1)
 		var f frame
 		if err := s.stream.RecvMsg(&f); err != nil {
 			if errors.Is(err, io.EOF) {
