@@ -249,9 +249,13 @@ func (g *Gateway) check(b batch, refused *refusal, size int, free func()) *parce
 	p.events = make([][]byte, 0, len(b.items))
 	p.ids = make([][]byte, 0, len(b.items))
 	p.keys = make([]idKey, 0, len(b.items))
+	latest := time.Now().Add(event.MaxAhead).UnixNano()
 	for i := range b.items {
 		item := &b.items[i]
 		envelope, refused := g.judge(b, item)
+		if refused == nil && envelope.Time > latest {
+			refused = invalid("timestamp_unix_ns is more than %s ahead of this gateway: set the clock of the sender", event.MaxAhead)
+		}
 		if refused != nil {
 			g.count(refused, 1)
 			p.answer.refused(string(envelope.ID), refused)

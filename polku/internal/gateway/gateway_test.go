@@ -216,6 +216,12 @@ func TestABadEventSpoilsNoOther(t *testing.T) {
 		{"2100", func(e *eventv1.Event) {
 			e.TimestampUnixNs = time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC).UnixNano()
 		}, "invalid", true},
+		{"in two days", func(e *eventv1.Event) { e.TimestampUnixNs = time.Now().Add(48 * time.Hour).UnixNano() }, "invalid", true},
+		{"a source of two lines", func(e *eventv1.Event) { e.Source = "a\nb" }, "invalid", true},
+		{"a kind with an escape", func(e *eventv1.Event) { e.EventType = "a.\x1b[0m" }, "invalid", true},
+		{"a C1 control", func(e *eventv1.Event) { e.EventType = "a.\u0085" }, "invalid", true},
+		{"a long namespace", func(e *eventv1.Event) { e.Metadata[event.K8sNamespaceName] = strings.Repeat("x", 257) }, "invalid", true},
+		{"a cluster of two lines", func(e *eventv1.Event) { e.Metadata[event.K8sClusterName] = "a\nb" }, "invalid", true},
 		{"no kind", func(e *eventv1.Event) { e.EventType = "" }, "invalid", true},
 		{"no id", func(e *eventv1.Event) { e.Id = "" }, "invalid", false},
 		{"id of 1 MB", func(e *eventv1.Event) { e.Id = strings.Repeat("x", 1<<20) }, "too_large", false},
@@ -350,6 +356,7 @@ func TestFormats(t *testing.T) {
 		{"one object", "json", line("o"), []string{"o"}},
 		{"lines", "json", line("l1") + "\n" + line("l2") + "\n\n", []string{"l1", "l2"}},
 		{"list", "json", " [" + line("a1") + ",\n" + line("a2") + "] ", []string{"a1", "a2"}},
+		{"a newer protocol", "json", strings.Replace(line("n"), "{", `{"new_field":{"a":1},`, 1), []string{"n"}},
 		{"protobuf", "protobuf", string(payload), []string{"pb-0", "pb-1"}},
 	}
 	for _, tt := range tests {
@@ -359,7 +366,7 @@ func TestFormats(t *testing.T) {
 			require.Equal(t, tt.want, ack.GetEventIds())
 		})
 	}
-	require.Len(t, h.stored(t), 7)
+	require.Len(t, h.stored(t), 8)
 }
 
 func TestSendEvent(t *testing.T) {
@@ -509,14 +516,14 @@ func TestManySmallBatchesAtOnce(t *testing.T) {
 	require.Zero(t, metric(t, registry, "polku_log_restarts_total"))
 }
 
-// metric is the value of a counter without labels.
+// metric is the value of a counter or a gauge without labels.
 func metric(t testing.TB, registry *prometheus.Registry, name string) float64 {
 	t.Helper()
 	families, err := registry.Gather()
 	require.NoError(t, err)
 	for _, f := range families {
 		if f.GetName() == name {
-			return f.GetMetric()[0].GetCounter().GetValue()
+			return f.GetMetric()[0].GetCounter().GetValue() + f.GetMetric()[0].GetGauge().GetValue()
 		}
 	}
 	require.Fail(t, "no metric "+name)
@@ -728,4 +735,50 @@ func TestAFullLogWithholdsAcks(t *testing.T) {
 	for range acks {
 		continue
 	}
+}
+
+// Sources that come while others wait are not read, rather than read and sent
+// away.
+func TestAFullLogReadsNoMoreThanItCanHold(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	h := open(t, t.TempDir(), func(j *journal.Config, g *gateway.Config) {
+		j.MaxBytes, j.Retention, j.Registry, g.Registry = 16<<20, time.Nanosecond, registry, registry
+	})
+	var sources sync.WaitGroup
+	send := func(from, to int) {
+		for i := from; i < to; i++ {
+			sources.Go(func() {
+				events := good(fmt.Sprint("s", i), 2)
+				for _, e := range events {
+					e.Payload = make([]byte, 240<<10)
+				}
+				assert.Equal(t, idsOf(events), h.exchange(t, batchOf(events...)).GetEventIds())
+			})
+		}
+	}
+	send(0, 60) // the log, what is on its way, and some that wait
+	require.Eventually(t, func() bool {
+		return h.journal.Blocked() != nil && metric(t, registry, "polku_gateway_waiting_bytes") > 0
+	}, patience, 10*time.Millisecond)
+	send(60, 120) // more than may wait
+	require.Eventually(t, func() bool {
+		return metric(t, registry, "polku_gateway_streams") >= 80
+	}, patience, 10*time.Millisecond)
+
+	done := make(chan struct{})
+	trimmed := make(chan struct{})
+	go func() {
+		defer close(trimmed)
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(20 * time.Millisecond):
+				assert.NoError(t, h.journal.Trim(t.Context(), journal.All))
+			}
+		}
+	}()
+	sources.Wait()
+	close(done)
+	<-trimmed
 }
