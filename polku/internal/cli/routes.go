@@ -68,7 +68,7 @@ func (r *routes) flags(f *pflag.FlagSet) {
 func (r *routes) check() error {
 	_, err := severity("webhook-min-severity", r.webhookMinSeverity)
 	errs := []error{err}
-	needs := func(route string, value string, settings bool) {
+	needs := func(route, value string, settings bool) {
 		if value == "" && settings {
 			errs = append(errs, fmt.Errorf("there are --%s-* settings but no such route: set --%[1]s, or leave them out", route))
 		}

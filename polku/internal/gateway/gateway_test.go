@@ -278,7 +278,7 @@ func TestABadBatchSpoilsNoOther(t *testing.T) {
 		{"no source anywhere", noSource, "invalid", "source is empty", []string{"nosource-0", "nosource-1"}},
 		{"unknown format", rawBatch("xml", "<event/>"), "unknown_format", `"xml" is unknown: use json or protobuf`, []string{""}},
 		{"no JSON", rawBatch("json", "{"), "invalid", "not JSON", []string{""}},
-		{"JSON of something else", rawBatch("json", `{"id":"named","color":"red"}`), "invalid", "color", []string{"named"}},
+		{"JSON of something else", rawBatch("json", `{"id":"named","color":"red"}`), "invalid", "timestamp_unix_ns", []string{"named"}},
 		{"junk as protobuf", rawBatch("protobuf", "\xff\xff"), "invalid", "no polku.v1.IngestBatch", []string{""}},
 	}
 	for _, tt := range tests {

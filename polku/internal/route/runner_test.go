@@ -338,9 +338,9 @@ func TestAStreamThatIsMadeAnewIsDeliveredFromItsBeginning(t *testing.T) {
 		} else {
 			<-life.Done()
 		}
-		new := r.store(t, fmt.Sprint("new", round), 1, nil)
+		later := r.store(t, fmt.Sprint("new", round), 1, nil)
 		require.Eventually(t, func() bool { return len(d.got()) > len(before) }, patience, 10*time.Millisecond)
-		require.Equal(t, append(before, new...), d.got())
+		require.Equal(t, append(before, later...), d.got())
 		if round == 0 {
 			entry, err := reader.Next(t.Context())
 			require.NoError(t, err)
