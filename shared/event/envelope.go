@@ -18,6 +18,7 @@ import (
 type Envelope struct {
 	ID     []byte
 	Source []byte // empty when the event leaves it to its batch
+	Time   int64  // nanoseconds since the Unix epoch
 }
 
 // CheckEnvelope returns nil when wire, the protobuf encoding of an event, may be
@@ -46,7 +47,6 @@ func CheckEnvelope(wire []byte) (Envelope, error) {
 type envelopeCheck struct {
 	Envelope
 	kind     []byte
-	time     int64
 	metadata int
 	routes   int
 }
@@ -74,7 +74,7 @@ func (c *envelopeCheck) run(wire []byte) error {
 	if err := validateID(c.ID); err != nil {
 		return err
 	}
-	if err := validateTime(c.time); err != nil {
+	if err := validateTime(c.Time); err != nil {
 		return err
 	}
 	if len(c.Source) > 0 {
@@ -85,6 +85,8 @@ func (c *envelopeCheck) run(wire []byte) error {
 	switch {
 	case len(c.kind) == 0:
 		return errors.New("event_type is empty: say what happened")
+	case hasControl(c.kind):
+		return fmt.Errorf("event_type is %.80q: use no control characters", c.kind)
 	case len(c.kind) > MaxTypeLen:
 		return fmt.Errorf("event_type has %d bytes: use at most %d", len(c.kind), MaxTypeLen)
 	}
@@ -95,7 +97,7 @@ func (c *envelopeCheck) run(wire []byte) error {
 // the fields in the order of their numbers.
 func leadingID(wire []byte) []byte {
 	number, kind, n := protowire.ConsumeTag(wire)
-	if n < 0 || number != fieldID || kind != protowire.BytesType {
+	if n < 0 || number != wireID || kind != protowire.BytesType {
 		return nil
 	}
 	id, n := protowire.ConsumeBytes(wire[n:])
@@ -107,21 +109,11 @@ func leadingID(wire []byte) []byte {
 
 var errNoEncoding = errors.New("event is not in protobuf encoding: encode it as polku.event.v1.Event")
 
-// Numbers of the fields of polku.event.v1.Event that CheckEnvelope knows.
-const (
-	fieldID       = 1
-	fieldTime     = 2
-	fieldSource   = 3
-	fieldType     = 4
-	fieldMetadata = 5
-	fieldRouteTo  = 7
-)
-
 // field checks one field, whose value has the length that it says.
 func (c *envelopeCheck) field(number protowire.Number, kind protowire.Type, value []byte) error {
-	if number == fieldTime && kind == protowire.VarintType {
+	if number == wireTime && kind == protowire.VarintType {
 		ns, _ := protowire.ConsumeVarint(value)
-		c.time = int64(ns)
+		c.Time = int64(ns)
 		return nil
 	}
 	if kind != protowire.BytesType {
@@ -129,19 +121,19 @@ func (c *envelopeCheck) field(number protowire.Number, kind protowire.Type, valu
 	}
 	value, _ = protowire.ConsumeBytes(value)
 	switch number {
-	case fieldID:
+	case wireID:
 		c.ID = value
-	case fieldSource:
+	case wireSource:
 		c.Source = value
-	case fieldType:
+	case wireType:
 		c.kind = value
-	case fieldMetadata:
+	case wireMetadata:
 		c.metadata++
 		if c.metadata > MaxMetadata {
 			return fmt.Errorf("metadata has more than %d entries: send fewer", MaxMetadata)
 		}
 		return checkEntry(value)
-	case fieldRouteTo:
+	case wireRouteTo:
 		c.routes++
 		if c.routes > MaxRoutes {
 			return fmt.Errorf("route_to has more than %d entries: send fewer", MaxRoutes)
@@ -155,7 +147,6 @@ func (c *envelopeCheck) field(number protowire.Number, kind protowire.Type, valu
 
 // checkEntry checks one entry of metadata, encoded as a message.
 func checkEntry(entry []byte) error {
-	const fieldKey, fieldValue = 1, 2
 	var key, value []byte
 	for len(entry) > 0 {
 		number, kind, n := protowire.ConsumeTag(entry)
@@ -166,12 +157,12 @@ func checkEntry(entry []byte) error {
 		if n = protowire.ConsumeFieldValue(number, kind, entry); n < 0 {
 			return errNoEncoding
 		}
-		if kind == protowire.BytesType && (number == fieldKey || number == fieldValue) {
+		if kind == protowire.BytesType && (number == wireKey || number == wireValue) {
 			text, _ := protowire.ConsumeBytes(entry)
 			if !utf8.Valid(text) {
 				return fmt.Errorf("metadata has %.80q, which is not UTF-8: replace the bytes that are not", text)
 			}
-			if number == fieldKey {
+			if number == wireKey {
 				key = text
 			} else {
 				value = text
@@ -184,6 +175,8 @@ func checkEntry(entry []byte) error {
 		return errors.New("metadata has an empty key: name it")
 	case len(key) > MaxKeyLen:
 		return fmt.Errorf("metadata key %.80q has %d bytes: use at most %d", key, len(key), MaxKeyLen)
+	case isName(key) && (len(value) > MaxNameLen || hasControl(value)):
+		return fmt.Errorf("metadata %q is %.80q: use at most %d bytes without control characters", key, value, MaxNameLen)
 	case len(value) > MaxValueLen:
 		return fmt.Errorf("metadata %q has %d bytes: use at most %d", key, len(value), MaxValueLen)
 	}

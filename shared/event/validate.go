@@ -34,6 +34,11 @@ const (
 	// MaxValueLen is the longest metadata value, bytes. Linux paths, the
 	// longest values there are, end at 4096.
 	MaxValueLen = 4096
+	// MaxNameLen is the longest name of a cluster or a namespace, bytes.
+	MaxNameLen = 256
+	// MaxAhead is how far the time of an event may be ahead of the clock of who
+	// takes it: later it would be the newest event for long.
+	MaxAhead = 24 * time.Hour
 	// MaxRoutes is the greatest number of route_to entries.
 	MaxRoutes = 16
 	// MaxRouteLen is the longest route_to entry, bytes.
@@ -105,8 +110,27 @@ func validateSource[T string | []byte](source T) error {
 		return errors.New("source is empty: set the name of the program that observed the event")
 	case len(source) > MaxSourceLen:
 		return fmt.Errorf("source has %d bytes: use at most %d", len(source), MaxSourceLen)
+	case hasControl(source):
+		return fmt.Errorf("source is %.80q: use no control characters", source)
 	}
 	return nil
+}
+
+// hasControl finds what no name has and no log should print.
+func hasControl[T string | []byte](name T) bool {
+	for i := 0; i < len(name); i++ {
+		// U+0080 to U+009F are 0xC2 and a byte up to 0x9F in UTF-8.
+		if name[i] < ' ' || name[i] == 0x7f || name[i] == 0xc2 && i+1 < len(name) && name[i+1] < 0xa0 {
+			return true
+		}
+	}
+	return false
+}
+
+// isName reports whether the values of a metadata key are names that a store
+// keeps in its index.
+func isName[T string | []byte](key T) bool {
+	return string(key) == K8sClusterName || string(key) == K8sNamespaceName
 }
 
 func validateClass(e *eventv1.Event) error {
@@ -159,6 +183,8 @@ func validateMetadata(metadata map[string]string) error {
 			errs = append(errs, errors.New("metadata has an empty key: name it"))
 		case len(name) > MaxKeyLen:
 			errs = append(errs, fmt.Errorf("metadata key %.80q has %d bytes: use at most %d", name, len(name), MaxKeyLen))
+		case isName(name) && (len(value) > MaxNameLen || hasControl(value)):
+			errs = append(errs, fmt.Errorf("metadata %q is %.80q: use at most %d bytes without control characters", name, value, MaxNameLen))
 		case len(value) > MaxValueLen:
 			errs = append(errs, fmt.Errorf("metadata %q has %d bytes: use at most %d", name, len(value), MaxValueLen))
 		}

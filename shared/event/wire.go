@@ -10,7 +10,7 @@ import (
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 )
 
-// Numbers of the fields of polku.event.v1.Event, for the encoder.
+// Numbers of the fields of polku.event.v1.Event.
 const (
 	wireID       = 1
 	wireTime     = 2

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -30,6 +32,10 @@ const (
 	defaultOperator = "127.0.0.1:50061"
 	defaultHTTP     = ":9466"
 )
+
+// defaultMaxMessage is twice what our agents send at most. The bytes of a message
+// take memory before it is complete, and of each stream there may be one.
+const defaultMaxMessage = 1 << 20
 
 // leastLog is the smallest log that works: a few of its largest messages.
 const leastLog = 16 << 20
@@ -105,7 +111,7 @@ environment over the file.`,
 		},
 	}
 	cmd.SetVersionTemplate("{{.Version}}")
-	o.maxMessage, o.logMaxBytes, o.logFormat = rpc.DefaultMaxMessage, 4<<30, telemetry.Text
+	o.maxMessage, o.logMaxBytes, o.logFormat = defaultMaxMessage, 4<<30, telemetry.Text
 	f := cmd.Flags()
 	f.StringVar(&o.listen, "listen", defaultListen, "address that takes events")
 	f.StringVar(&o.operatorListen, "operator-listen", defaultOperator, "address for the other commands of polku, on loopback")
@@ -113,7 +119,7 @@ environment over the file.`,
 	f.StringVar(&o.tls.Cert, "tls-cert", "", "PEM file with the certificate of this gateway; empty for no encryption")
 	f.StringVar(&o.tls.Key, "tls-key", "", "PEM file with the key of --tls-cert")
 	f.StringVar(&o.tls.CA, "tls-client-ca", "", "PEM file with the authorities that clients must have certificates of")
-	f.TextVar(&o.maxMessage, "max-message", o.maxMessage, "largest batch, such as 4MiB")
+	f.TextVar(&o.maxMessage, "max-message", o.maxMessage, "largest batch, such as 1MiB")
 	f.IntVar(&o.maxConnections, "max-connections", rpc.DefaultMaxConnections, "how many clients may be connected at once")
 	f.Float64Var(&o.rateLimit, "rate-limit", 0, "events a second that one source may send; 0 for any")
 	f.StringVar(&o.dataDir, "data-dir", "/var/lib/polku", "directory of the log")
@@ -152,10 +158,10 @@ func (o *options) serve(cmd *cobra.Command, stdout io.Writer) (serve.Config, err
 	problem(o.tls.Cert == "" && (o.tls.Key != "" || o.tls.CA != ""), "--tls-key and --tls-client-ca need --tls-cert")
 	problem(o.maxMessage < 64<<10 || o.maxMessage > 64<<20, "--max-message is %s: use 64KiB to 64MiB", o.maxMessage)
 	problem(o.maxConnections < 1, "--max-connections is %d: use 1 or more", o.maxConnections)
-	problem(!(o.rateLimit >= 0), "--rate-limit is %g: use 0 for any or more", o.rateLimit)
+	problem(!(o.rateLimit >= 0) || math.IsInf(o.rateLimit, 1), "--rate-limit is %g: use 0 for any, or a number", o.rateLimit)
 	problem(o.natsURL == "" && o.dataDir == "", "--data-dir is empty: name a directory for the log, or set --nats-url")
 	problem(o.natsURL == "" && (o.natsCreds != "" || o.natsReplicas != 1), "--nats-creds and --nats-replicas need --nats-url")
-	problem(o.natsReplicas < 1 || o.natsReplicas > 5, "--nats-replicas is %d: use 1, 3 or 5", o.natsReplicas)
+	problem(!slices.Contains([]int{1, 3, 5}, o.natsReplicas), "--nats-replicas is %d: use 1, 3 or 5", o.natsReplicas)
 	problem(o.logMaxBytes < leastLog, "--log-max-bytes is %s: use %s or more", o.logMaxBytes, size(leastLog))
 	problem(o.logRetention < 0, "--log-retention is %s: use 0 or more", o.logRetention)
 	errs = append(errs, o.routes.check())

@@ -111,7 +111,7 @@ func writeStatus(w io.Writer, s *operatorv1.StatusResponse, now time.Time) error
 		fmt.Fprintf(t, "route %s\t%s\n", r.GetName(), routeState(r, now))
 	}
 	if len(s.GetRoutes()) == 0 {
-		fmt.Fprintln(t, "routes\tnone: events stay in the log")
+		fmt.Fprintln(t, "routes\tnone: events go undelivered when they are older than --log-retention or the log needs their room")
 	}
 	return t.Flush()
 }

@@ -67,7 +67,16 @@ func (r *routes) flags(f *pflag.FlagSet) {
 
 func (r *routes) check() error {
 	_, err := severity("webhook-min-severity", r.webhookMinSeverity)
-	return err
+	errs := []error{err}
+	needs := func(route, value string, settings bool) {
+		if value == "" && settings {
+			errs = append(errs, fmt.Errorf("there are --%s-* settings but no such route: set --%[1]s, or leave them out", route))
+		}
+	}
+	needs(routeAHTI, r.ahti, !r.ahtiTLS.Empty())
+	needs(flagOTLP, r.otlp, !r.otlpTLS.Empty())
+	needs(routeWebhook, r.webhook, !r.webhookTLS.Empty() || r.webhookSecret != "" || r.webhookMinSeverity != "")
+	return errors.Join(errs...)
 }
 
 // severity reads the name of one; empty is none.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"unicode"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -26,8 +27,6 @@ const (
 	// maxEvents is the most events of one batch. What is refused takes room in
 	// the answer, and events can be tiny.
 	maxEvents = 16_384
-	// maxClusterLen is the longest name of a cluster, bytes.
-	maxClusterLen = 256
 )
 
 // Numbers of the fields that a batch is read by.
@@ -70,7 +69,6 @@ const (
 	codeInvalid       = "invalid"
 	codeTooLarge      = "too_large"
 	codeUnknownFormat = "unknown_format"
-	codeRateLimited   = "rate_limited"
 )
 
 func invalid(format string, args ...any) *refusal {
@@ -124,10 +122,12 @@ func readBatch(wire []byte, items []item) (batch, *refusal) {
 // checkOrigin checks what a batch says of all its events.
 func checkOrigin(source, cluster []byte) *refusal {
 	switch {
+	case bytes.ContainsFunc(source, unicode.IsControl) || bytes.ContainsFunc(cluster, unicode.IsControl):
+		return invalid("source %.80q or cluster %.80q of the batch has control characters: leave them out", source, cluster)
 	case len(source) > event.MaxSourceLen:
 		return invalid("source has %d bytes: use at most %d", len(source), event.MaxSourceLen)
-	case len(cluster) > maxClusterLen:
-		return invalid("cluster has %d bytes: use at most %d", len(cluster), maxClusterLen)
+	case len(cluster) > event.MaxNameLen:
+		return invalid("cluster has %d bytes: use at most %d", len(cluster), event.MaxNameLen)
 	}
 	return nil
 }
@@ -215,7 +215,8 @@ func notJSON(err error, offset int64) *refusal {
 
 func itemOfJSON(object []byte) item {
 	var e eventv1.Event
-	err := protojson.Unmarshal(object, &e)
+	// As in protobuf, fields of a newer version of the protocol are none of ours.
+	err := protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(object, &e)
 	if err != nil {
 		var named struct {
 			ID string `json:"id"`

@@ -3,6 +3,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -43,7 +44,8 @@ const (
 // Config says how a Gateway works.
 type Config struct {
 	Journal *journal.Journal
-	// RateLimit is how many events a second one source may send; 0 for any.
+	// RateLimit is how many events a second one source may send; 0 for any. A
+	// source that sends more waits.
 	RateLimit float64
 	Registry  prometheus.Registerer
 	Log       *slog.Logger
@@ -74,7 +76,7 @@ type counters struct {
 	invalid     atomic.Int64
 	tooLarge    atomic.Int64
 	unknown     atomic.Int64 // formats
-	rateLimited atomic.Int64
+	rateLimited atomic.Int64 // by having to wait
 	shed        atomic.Int64 // streams
 	slow        atomic.Int64 // streams
 
@@ -98,6 +100,7 @@ func New(ctx context.Context, config Config) (*Gateway, error) {
 	if err := g.register(config.Registry); err != nil {
 		return nil, err
 	}
+	g.forgetLost()
 	reading, cancel := context.WithTimeout(ctx, rememberTimeout)
 	defer cancel()
 	err := g.journal.Recent(reading, rememberBytes, func(entry journal.Entry) error {
@@ -123,6 +126,14 @@ func New(ctx context.Context, config Config) (*Gateway, error) {
 	return g, nil
 }
 
+// forgetLost forgets the ids of a log when it is lost.
+func (g *Gateway) forgetLost() {
+	context.AfterFunc(g.journal.Life(), func() {
+		g.ids.forget()
+		g.forgetLost()
+	})
+}
+
 // Stop ends the streams after what they have on its way is acknowledged, so that
 // their sources go elsewhere or come again. It must be called once.
 func (g *Gateway) Stop() { close(g.stopping) }
@@ -132,108 +143,175 @@ func (g *Gateway) Streams() int64 { return g.counters.streams.Load() }
 
 // parcel is a batch on its way into the log, with its answer.
 type parcel struct {
-	answer   answer
-	keys     []idKey
-	receipts []*journal.Receipt
-	weight   int64
-	free     func() // gives back the memory of the bodies
+	batch       batch
+	events, ids [][]byte // to store
+	keys        []idKey  // of the ids
+	sources     [][]byte // of the events, if the batch names none and they have a limit
+	size        int      // bytes that the batch takes while it waits
+	answer      answer
+	flight      flight // of the keys; 0 when they are on none
+	receipts    []*journal.Receipt
+	weight      int64
+	free        func() // gives back the memory of the batch
+	failure     error  // why the batch is not in the log, when that is known
 }
 
-// take checks a batch and sends its good events on their way into the log. It
-// returns nil when there is nothing to answer. free is called when the bytes
-// that the batch was read from are not needed any more.
-func (g *Gateway) take(ctx context.Context, b batch, refused *refusal, size int, free func()) (*parcel, error) {
-	p := &parcel{free: free}
-	if refused != nil {
-		g.count(refused, max(len(b.items), 1))
-		g.counters.received.Add(int64(max(len(b.items), 1)))
-		g.refuseAll(p, b, refused)
-		p.done()
-		return p, nil
-	}
-	if len(b.items) == 0 {
-		p.done()
-		return nil, nil
-	}
-	events, ids := g.check(p, b)
-	if len(events) == 0 {
-		p.done()
-		return p, nil
-	}
-	p.weight = min(int64(max(size, len(events)*eventWeight)), inFlight)
-	if err := g.enter(ctx, p.weight); err != nil {
-		p.weight = 0
-		p.done()
-		return nil, err
-	}
-	g.counters.flying.Add(int64(len(p.keys)))
-	if err := g.append(ctx, p, b, events, ids); err != nil {
+// store sends the events of a checked batch on their way into the log, as far as
+// they are not there yet.
+func (g *Gateway) store(ctx context.Context, p *parcel) error {
+	err := g.depart(ctx, p)
+	if err != nil {
 		g.abandon(p)
-		return nil, err
 	}
-	return p, nil
+	return err
 }
 
-// enter waits for room among what is on its way. Who holds much and would wait
-// is sent away when many do.
-func (g *Gateway) enter(ctx context.Context, weight int64) error {
-	if g.gate.TryAcquire(weight) {
+func (g *Gateway) depart(ctx context.Context, p *parcel) error {
+	if len(p.events) == 0 {
 		return nil
 	}
-	waiting := g.counters.waiting.Add(weight)
-	defer g.counters.waiting.Add(-weight)
+	if err := g.reserve(ctx, p); err != nil || len(p.events) == 0 {
+		return err
+	}
+	if g.limiter.limit > 0 {
+		if err := g.throttle(ctx, p); err != nil {
+			return err
+		}
+	}
+	weight := min(int64(max(p.size, len(p.events)*eventWeight)), inFlight)
+	if err := g.enter(ctx, g.gate, weight, p.size); err != nil {
+		return err
+	}
+	p.weight = weight
+	g.counters.flying.Add(int64(len(p.keys)))
+	return g.append(ctx, p)
+}
+
+// throttle waits until the sources of a parcel may send it. To refuse some of it
+// would change their order.
+func (g *Gateway) throttle(ctx context.Context, p *parcel) error {
+	for from := 0; from < len(p.events); {
+		source, to := p.batch.source, len(p.events)
+		if p.sources != nil {
+			source, to = p.sources[from], from+1
+			for to < len(p.events) && bytes.Equal(p.sources[to], source) {
+				to++
+			}
+		}
+		err := g.limiter.wait(ctx, source, to-from, func() { g.counters.rateLimited.Add(int64(to - from)) })
+		switch {
+		case ctx.Err() != nil:
+			return status.FromContextError(ctx.Err()).Err()
+		case err != nil: // the deadline of the call comes before its turn
+			return status.Errorf(codes.ResourceExhausted, "%.80q sends more than %g events a second: send again later", source, g.config.RateLimit)
+		}
+		from = to
+	}
+	return nil
+}
+
+// enter waits for weight of room while a batch of size bytes is held. Who would
+// wait is sent away when too much is held like that.
+func (g *Gateway) enter(ctx context.Context, room *semaphore.Weighted, weight int64, size int) error {
+	if room.TryAcquire(weight) {
+		return nil
+	}
+	waiting := g.counters.waiting.Add(int64(size))
+	defer g.counters.waiting.Add(-int64(size))
 	if waiting > maxWaiting {
 		g.counters.shed.Add(1)
 		return status.Error(codes.Unavailable, "the gateway is full and many sources wait: connect again later and send what was not acknowledged")
 	}
-	if err := g.gate.Acquire(ctx, weight); err != nil {
+	if err := room.Acquire(ctx, weight); err != nil {
 		return status.FromContextError(err).Err()
 	}
 	return nil
 }
 
-// check sorts the events of a batch: it returns those to store, with their ids,
-// and answers for the rest.
-func (g *Gateway) check(p *parcel, b batch) (events, ids [][]byte) {
+// check sorts the events of a batch: those to store go into a parcel, which
+// answers for the rest. It is nil when there is nothing to answer. free is called
+// when the size bytes that the batch was read from are not needed any more.
+func (g *Gateway) check(b batch, refused *refusal, size int, free func()) *parcel {
+	p := &parcel{batch: b, size: size, free: free}
+	if refused != nil {
+		g.count(refused, max(len(b.items), 1))
+		g.counters.received.Add(int64(max(len(b.items), 1)))
+		g.refuseAll(p, b, refused)
+		p.done()
+		return p
+	}
+	if len(b.items) == 0 {
+		p.done()
+		return nil
+	}
 	g.counters.received.Add(int64(len(b.items)))
-	limit := g.limiter.of(b.source)
-	events = make([][]byte, 0, len(b.items))
-	ids = make([][]byte, 0, len(b.items))
+	own := g.limiter.limit > 0 && len(b.source) == 0
+	p.events = make([][]byte, 0, len(b.items))
+	p.ids = make([][]byte, 0, len(b.items))
 	p.keys = make([]idKey, 0, len(b.items))
-	now := time.Now()
+	latest := time.Now().Add(event.MaxAhead).UnixNano()
 	for i := range b.items {
 		item := &b.items[i]
 		envelope, refused := g.judge(b, item)
-		if refused == nil && limit != nil && !limit.AllowN(now, 1) {
-			refused = &refusal{codeRateLimited, fmt.Sprintf("%.80q sends more than %g events a second: send fewer", b.source, g.config.RateLimit)}
+		if refused == nil && envelope.Time > latest {
+			refused = invalid("timestamp_unix_ns is more than %s ahead of this gateway: set the clock of the sender", event.MaxAhead)
 		}
 		if refused != nil {
 			g.count(refused, 1)
 			p.answer.refused(string(envelope.ID), refused)
 			continue
 		}
-		events = append(events, item.wire)
-		ids = append(ids, envelope.ID)
+		if own {
+			p.sources = append(p.sources, envelope.Source)
+		}
+		p.events = append(p.events, item.wire)
+		p.ids = append(p.ids, envelope.ID)
 		p.keys = append(p.keys, g.ids.key(envelope.ID))
 		p.answer.stored(envelope.ID)
 	}
+	return p
+}
+
+// reserve leaves in the parcel what is not in the log yet. It waits while another
+// parcel has some of it on its way: an event is acknowledged when it is in the
+// log, and stored again when that failed.
+func (g *Gateway) reserve(ctx context.Context, p *parcel) error {
 	known := 0
-	g.ids.known(p.keys, func(i int) {
-		events[i] = nil
-		known++
-	})
+	for {
+		f, after := g.ids.reserve(p.keys, func(i int) {
+			p.events[i] = nil
+			known++
+		})
+		if after == nil {
+			p.flight = f
+			break
+		}
+		select {
+		case <-after:
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
+		}
+	}
 	if known > 0 {
 		g.counters.duplicates.Add(int64(known))
-		n := 0
-		for i, e := range events {
-			if e != nil {
-				events[n], ids[n], p.keys[n] = e, ids[i], p.keys[i]
-				n++
-			}
-		}
-		events, ids, p.keys = events[:n], ids[:n], p.keys[:n]
+		p.dropKnown()
 	}
-	return events, ids
+	return nil
+}
+
+// dropKnown removes the events that are nil.
+func (p *parcel) dropKnown() {
+	n := 0
+	for i, e := range p.events {
+		if e != nil {
+			p.events[n], p.ids[n], p.keys[n] = e, p.ids[i], p.keys[i]
+			if p.sources != nil {
+				p.sources[n] = p.sources[i]
+			}
+			n++
+		}
+	}
+	p.events, p.ids, p.keys = p.events[:n], p.ids[:n], p.keys[:n]
 }
 
 // judge says why an event cannot be stored; nil if it can. The id of the
@@ -290,21 +368,26 @@ func (g *Gateway) count(r *refusal, n int) {
 		g.counters.tooLarge.Add(int64(n))
 	case codeUnknownFormat:
 		g.counters.unknown.Add(int64(n))
-	case codeRateLimited:
-		g.counters.rateLimited.Add(int64(n))
 	default:
 		g.counters.invalid.Add(int64(n))
 	}
 }
 
-func (g *Gateway) append(ctx context.Context, p *parcel, b batch, events, ids [][]byte) error {
-	return b.bodies(events, g.journal.MaxBody(), func(body []byte, n int) error {
+func (g *Gateway) append(ctx context.Context, p *parcel) error {
+	ids := p.ids
+	return p.batch.bodies(p.events, g.journal.MaxBody(), func(body []byte, n int) error {
 		receipt, err := g.journal.Append(ctx, batchID(ids[:n]), body)
 		ids = ids[n:]
 		if err != nil {
 			return unavailable(err)
 		}
-		p.receipts = append(p.receipts, receipt)
+		if g.journal.Pipelined() {
+			p.receipts = append(p.receipts, receipt)
+			return nil
+		}
+		if err := receipt.Wait(); err != nil {
+			return unavailable(err)
+		}
 		return nil
 	})
 }
@@ -328,21 +411,19 @@ func batchID(ids [][]byte) string {
 
 // settle waits until a parcel is in the log, or is not.
 func (g *Gateway) settle(p *parcel) error {
-	if err := g.wait(p); err != nil {
+	if err := g.wait(p, true); err != nil {
 		return unavailable(err)
 	}
-	// Only now: an id that is known is acknowledged at once.
-	g.ids.add(p.keys)
-	g.counters.stored.Add(int64(len(p.keys)))
 	return nil
 }
 
 // abandon lets go of a parcel that is in the log in parts at most. Its ids stay
 // unknown: JetStream recognizes a part that is sent again.
-func (g *Gateway) abandon(p *parcel) { _ = g.wait(p) } // whoever abandons it has an error already
+func (g *Gateway) abandon(p *parcel) { _ = g.wait(p, false) } // whoever abandons it has an error already
 
-// wait waits for what is on its way and gives back what the parcel holds.
-func (g *Gateway) wait(p *parcel) error {
+// wait waits for what is on its way and gives back what the parcel holds. whole
+// says that nothing else of it remains to be sent.
+func (g *Gateway) wait(p *parcel, whole bool) error {
 	var failed error
 	for _, r := range p.receipts {
 		if err := r.Wait(); err != nil && failed == nil {
@@ -354,15 +435,24 @@ func (g *Gateway) wait(p *parcel) error {
 		g.gate.Release(p.weight)
 		p.weight = 0
 	}
+	if p.flight != 0 {
+		stored := whole && failed == nil
+		if stored {
+			g.counters.stored.Add(int64(len(p.keys)))
+		}
+		g.ids.land(p.flight, p.keys, stored) // only now: an id that is known is acknowledged at once
+		p.flight = 0
+	}
 	p.done()
 	return failed
 }
 
+// done gives back the memory that the answer does not need.
 func (p *parcel) done() {
 	if p.free != nil {
 		p.free()
-		p.free = nil
 	}
+	p.batch, p.events, p.ids, p.sources, p.free = batch{}, nil, nil, nil, nil
 }
 
 // state is what each Ack says about the gateway.
@@ -391,12 +481,12 @@ func (g *Gateway) SendEvent(ctx context.Context, in *polkuv1.IngestEvent) (*polk
 	for _, i := range b.items {
 		size += len(i.wire)
 	}
-	p, err := g.take(ctx, b, refused, size, nil)
-	if err != nil {
-		return nil, err
-	}
+	p := g.check(b, refused, size, nil)
 	if p == nil {
 		return nil, status.Error(codes.InvalidArgument, "the raw payload has no event")
+	}
+	if err := g.store(ctx, p); err != nil {
+		return nil, err
 	}
 	if err := g.settle(p); err != nil {
 		return nil, err

@@ -7,11 +7,15 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -212,6 +216,12 @@ func TestABadEventSpoilsNoOther(t *testing.T) {
 		{"2100", func(e *eventv1.Event) {
 			e.TimestampUnixNs = time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC).UnixNano()
 		}, "invalid", true},
+		{"in two days", func(e *eventv1.Event) { e.TimestampUnixNs = time.Now().Add(48 * time.Hour).UnixNano() }, "invalid", true},
+		{"a source of two lines", func(e *eventv1.Event) { e.Source = "a\nb" }, "invalid", true},
+		{"a kind with an escape", func(e *eventv1.Event) { e.EventType = "a.\x1b[0m" }, "invalid", true},
+		{"a C1 control", func(e *eventv1.Event) { e.EventType = "a.\u0085" }, "invalid", true},
+		{"a long namespace", func(e *eventv1.Event) { e.Metadata[event.K8sNamespaceName] = strings.Repeat("x", 257) }, "invalid", true},
+		{"a cluster of two lines", func(e *eventv1.Event) { e.Metadata[event.K8sClusterName] = "a\nb" }, "invalid", true},
 		{"no kind", func(e *eventv1.Event) { e.EventType = "" }, "invalid", true},
 		{"no id", func(e *eventv1.Event) { e.Id = "" }, "invalid", false},
 		{"id of 1 MB", func(e *eventv1.Event) { e.Id = strings.Repeat("x", 1<<20) }, "too_large", false},
@@ -268,7 +278,7 @@ func TestABadBatchSpoilsNoOther(t *testing.T) {
 		{"no source anywhere", noSource, "invalid", "source is empty", []string{"nosource-0", "nosource-1"}},
 		{"unknown format", rawBatch("xml", "<event/>"), "unknown_format", `"xml" is unknown: use json or protobuf`, []string{""}},
 		{"no JSON", rawBatch("json", "{"), "invalid", "not JSON", []string{""}},
-		{"JSON of something else", rawBatch("json", `{"id":"named","color":"red"}`), "invalid", "color", []string{"named"}},
+		{"JSON of something else", rawBatch("json", `{"id":"named","color":"red"}`), "invalid", "timestamp_unix_ns", []string{"named"}},
 		{"junk as protobuf", rawBatch("protobuf", "\xff\xff"), "invalid", "no polku.v1.IngestBatch", []string{""}},
 	}
 	for _, tt := range tests {
@@ -346,6 +356,7 @@ func TestFormats(t *testing.T) {
 		{"one object", "json", line("o"), []string{"o"}},
 		{"lines", "json", line("l1") + "\n" + line("l2") + "\n\n", []string{"l1", "l2"}},
 		{"list", "json", " [" + line("a1") + ",\n" + line("a2") + "] ", []string{"a1", "a2"}},
+		{"a newer protocol", "json", strings.Replace(line("n"), "{", `{"new_field":{"a":1},`, 1), []string{"n"}},
 		{"protobuf", "protobuf", string(payload), []string{"pb-0", "pb-1"}},
 	}
 	for _, tt := range tests {
@@ -355,7 +366,7 @@ func TestFormats(t *testing.T) {
 			require.Equal(t, tt.want, ack.GetEventIds())
 		})
 	}
-	require.Len(t, h.stored(t), 7)
+	require.Len(t, h.stored(t), 8)
 }
 
 func TestSendEvent(t *testing.T) {
@@ -413,37 +424,143 @@ func TestTwoStreamsWithTheSameEventsAreBothAcked(t *testing.T) {
 	h := open(t, t.TempDir())
 	events := good("race", 200)
 	var wg sync.WaitGroup
-	for range 4 {
+	for _, size := range []int{1, 7, 20, 20} {
 		wg.Go(func() {
 			var batches []any
-			for i := range 10 {
-				batches = append(batches, batchOf(events[20*i:20*i+20]...))
+			for at := range slices.Chunk(events, size) {
+				batches = append(batches, batchOf(at...))
 			}
 			ack := h.exchange(t, batches...)
 			assert.Equal(t, idsOf(events), ack.GetEventIds())
 		})
 	}
 	wg.Wait()
-	stored := make(map[string]bool)
-	for _, id := range idsOf(h.stored(t)) {
-		stored[id] = true
+	require.ElementsMatch(t, idsOf(events), idsOf(h.stored(t)), "each is stored once")
+}
+
+func TestAnEventThatIsTwiceInABatchIsStoredOnce(t *testing.T) {
+	h := open(t, t.TempDir())
+	events := good("twice", 2)
+	ack := h.exchange(t, batchOf(events[0], events[1], events[0]))
+	require.Equal(t, []string{"twice-0", "twice-1", "twice-0"}, ack.GetEventIds())
+	require.EqualValues(t, 1, ack.GetMiddlewareStats().GetDedupCount())
+	require.Equal(t, []string{"twice-0", "twice-1"}, idsOf(h.stored(t)))
+}
+
+// external starts a NATS server with JetStream on loopback.
+func external(t *testing.T) *server.Server {
+	t.Helper()
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir()})
+	require.NoError(t, err)
+	s.Start()
+	t.Cleanup(func() {
+		s.Shutdown()
+		s.WaitForShutdown()
+	})
+	require.True(t, s.ReadyForConnections(patience))
+	return s
+}
+
+// A cluster may refuse one message and take the next. That must not change the
+// order of a source: here a message is too large for a while.
+func TestAnExternalLogTakesOneBatchOfAStreamAfterTheOther(t *testing.T) {
+	s := external(t)
+	h := open(t, "", func(j *journal.Config, _ *gateway.Config) { j.URL = s.ClientURL() })
+	conn, err := nats.Connect(s.ClientURL())
+	require.NoError(t, err)
+	defer conn.Close()
+	js, err := jetstream.New(conn)
+	require.NoError(t, err)
+	events, err := js.Stream(t.Context(), "POLKU_EVENTS")
+	require.NoError(t, err)
+	config := events.CachedInfo().Config
+	config.MaxMsgSize = 10 << 10
+	_, err = js.UpdateStream(t.Context(), config)
+	require.NoError(t, err)
+
+	large, small := good("large", 1), good("small", 20)
+	large[0].Payload = make([]byte, 20<<10)
+	stream, err := h.client.StreamEvents(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, stream.Send(batchOf(large...)))
+	for _, e := range small {
+		if stream.Send(batchOf(e)) != nil {
+			break // it has ended
+		}
 	}
-	require.Len(t, stored, 200)
+	_, err = stream.Recv()
+	require.Equal(t, codes.Unavailable, status.Code(err), "%v", err)
+	h.fine(t, "later") // which waits until the log has recovered
+	require.Equal(t, []string{"later-0"}, idsOf(h.stored(t)), "nothing overtakes what failed")
+}
+
+// Batches of one event are many messages: they wait for each other, and none of
+// them looks like a log that fails.
+func TestManySmallBatchesAtOnce(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	h := open(t, t.TempDir(), func(j *journal.Config, g *gateway.Config) { j.Registry, g.Registry = registry, registry })
+	const streams, each = 80, 64 // more than the client of NATS takes at once
+	var running sync.WaitGroup
+	for i := range streams {
+		running.Go(func() {
+			var batches []any
+			for _, e := range good(fmt.Sprint("s", i), each) {
+				batches = append(batches, batchOf(e))
+			}
+			assert.Len(t, h.exchange(t, batches...).GetEventIds(), each)
+		})
+	}
+	running.Wait()
+	require.Len(t, idsOf(h.stored(t)), streams*each)
+	require.Zero(t, metric(t, registry, "polku_log_append_failures_total"))
+	require.Zero(t, metric(t, registry, "polku_log_restarts_total"))
+}
+
+// metric is the value of a counter or a gauge without labels.
+func metric(t testing.TB, registry *prometheus.Registry, name string) float64 {
+	t.Helper()
+	families, err := registry.Gather()
+	require.NoError(t, err)
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetCounter().GetValue() + f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	require.Fail(t, "no metric "+name)
+	return 0
 }
 
 func TestRateLimit(t *testing.T) {
-	h := open(t, t.TempDir(), func(_ *journal.Config, g *gateway.Config) { g.RateLimit = 5 })
-	ack := h.exchange(t, batchOf(good("fast", 1000)...))
-	require.GreaterOrEqual(t, len(ack.GetEventIds()), 5)
-	require.NotEmpty(t, ack.GetErrors())
-	require.Len(t, ack.GetErrors(), 1000-len(ack.GetEventIds()))
-	require.Equal(t, "rate_limited", ack.GetErrors()[0].GetCode())
-	require.EqualValues(t, len(ack.GetErrors()), ack.GetMiddlewareStats().GetRateLimitedCount())
-	require.Len(t, h.stored(t), len(ack.GetEventIds()))
+	h := open(t, t.TempDir(), func(_ *journal.Config, g *gateway.Config) { g.RateLimit = 100 })
+	fast := good("fast", 250)
+	var batches []any
+	for at := range slices.Chunk(fast, 50) {
+		batches = append(batches, batchOf(at...), batchOf(at...)) // what is sent again counts once
+	}
+	ack := h.exchange(t, batches...)
+	require.Empty(t, ack.GetErrors())
+	require.Equal(t, idsOf(fast), idsOf(h.stored(t)), "the order is kept")
+	require.LessOrEqual(t, ack.GetMiddlewareStats().GetRateLimitedCount(), int64(150), "a second's worth goes at once")
+}
 
-	other := batchOf(good("slow", 1)...)
-	other.Source = "other"
-	require.Equal(t, []string{"slow-0"}, h.exchange(t, other).GetEventIds(), "each source has a limit of its own")
+func TestEachSourceHasALimitOfItsOwn(t *testing.T) {
+	h := open(t, t.TempDir(), func(_ *journal.Config, g *gateway.Config) { g.RateLimit = 0.001 })
+	events := good("mixed", 3)
+	for i, e := range events {
+		e.Source = fmt.Sprint("source", i)
+	}
+	b := batchOf(events...)
+	b.Source = ""
+	require.Equal(t, idsOf(events), h.exchange(t, b).GetEventIds())
+
+	// The next of one of them cannot be taken in time, which the call is told.
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	_, err := h.client.SendEvent(ctx, &polkuv1.IngestEvent{
+		Source: "source1", Payload: &polkuv1.IngestEvent_Event{Event: good("late", 1)[0]},
+	})
+	require.Equal(t, codes.ResourceExhausted, status.Code(err), "%v", err)
+	require.EqualValues(t, 1, h.exchange(t, batchOf(good("first", 1)...)).GetMiddlewareStats().GetRateLimitedCount())
 }
 
 // A source that never reads its acks fills its own window and nothing else.
@@ -480,6 +597,50 @@ func TestUnreadAcksHoldUpNobodyElse(t *testing.T) {
 	h.fine(t, "last")
 	cancel()
 	<-stuck
+}
+
+// What a source that does not read has in the log already takes no room of what
+// all share on the way there.
+func TestUnreadAcksOfLargeBatchesHoldUpNobodyElse(t *testing.T) {
+	h := open(t, t.TempDir())
+	conn, err := grpc.NewClient(h.conn.Target(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithStaticStreamWindowSize(64<<10), grpc.WithStaticConnWindowSize(64<<10))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close()) }()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	stream, err := polkuv1.NewGatewayClient(conn).StreamEvents(ctx)
+	require.NoError(t, err)
+	// Two answers that fill the window of the source, then much that is small to
+	// answer for: more than may be on its way.
+	long := strings.Repeat("x", 100)
+	require.NoError(t, stream.Send(batchOf(good(long+"a", 1000)...)))
+	require.NoError(t, stream.Send(batchOf(good(long+"b", 1000)...)))
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		for i := range 60 {
+			large := good(fmt.Sprint("large", i), 1)
+			large[0].Payload = make([]byte, 250<<10)
+			if stream.Send(batchOf(large...)) != nil {
+				return
+			}
+		}
+	}()
+	require.Eventually(t, func() bool {
+		state, err := h.journal.State(t.Context())
+		return err == nil && state.Bytes > 8<<20 // as much as may be on its way
+	}, patience, 10*time.Millisecond)
+	for i := range 3 { // long before the source is given up
+		ctx, cancel := context.WithTimeout(t.Context(), patience/3)
+		defer cancel()
+		_, err := h.client.SendEvent(ctx, &polkuv1.IngestEvent{
+			Source: "other", Payload: &polkuv1.IngestEvent_Event{Event: good(fmt.Sprint("other", i), 1)[0]},
+		})
+		require.NoError(t, err)
+	}
+	cancel()
+	<-sent
 }
 
 func TestAStreamWithoutEventsEndsWithTheGateway(t *testing.T) {
@@ -574,4 +735,50 @@ func TestAFullLogWithholdsAcks(t *testing.T) {
 	for range acks {
 		continue
 	}
+}
+
+// Sources that come while others wait are not read, rather than read and sent
+// away.
+func TestAFullLogReadsNoMoreThanItCanHold(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	h := open(t, t.TempDir(), func(j *journal.Config, g *gateway.Config) {
+		j.MaxBytes, j.Retention, j.Registry, g.Registry = 16<<20, time.Nanosecond, registry, registry
+	})
+	var sources sync.WaitGroup
+	send := func(from, to int) {
+		for i := from; i < to; i++ {
+			sources.Go(func() {
+				events := good(fmt.Sprint("s", i), 2)
+				for _, e := range events {
+					e.Payload = make([]byte, 240<<10)
+				}
+				assert.Equal(t, idsOf(events), h.exchange(t, batchOf(events...)).GetEventIds())
+			})
+		}
+	}
+	send(0, 60) // the log, what is on its way, and some that wait
+	require.Eventually(t, func() bool {
+		return h.journal.Blocked() != nil && metric(t, registry, "polku_gateway_waiting_bytes") > 0
+	}, patience, 10*time.Millisecond)
+	send(60, 120) // more than may wait
+	require.Eventually(t, func() bool {
+		return metric(t, registry, "polku_gateway_streams") >= 80
+	}, patience, 10*time.Millisecond)
+
+	done := make(chan struct{})
+	trimmed := make(chan struct{})
+	go func() {
+		defer close(trimmed)
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(20 * time.Millisecond):
+				assert.NoError(t, h.journal.Trim(t.Context(), journal.All))
+			}
+		}
+	}()
+	sources.Wait()
+	close(done)
+	<-trimmed
 }

@@ -1,7 +1,9 @@
 package gateway
 
 import (
+	"context"
 	"sync"
+	"time"
 
 	"golang.org/x/time/rate"
 )
@@ -24,11 +26,26 @@ func newLimiter(perSecond float64) *limiter {
 	return &limiter{limit: rate.Limit(perSecond), burst: int(max(perSecond, 1)), sources: make(map[string]*rate.Limiter)}
 }
 
-// of returns the limit of a source; nil for none.
-func (l *limiter) of(source []byte) *rate.Limiter {
-	if l.limit <= 0 {
+// wait returns when a source may have sent n more events, at once for most. It
+// calls late first when the source has to wait.
+func (l *limiter) wait(ctx context.Context, source []byte, n int, late func()) error {
+	limit := l.of(source)
+	if limit.AllowN(time.Now(), n) {
 		return nil
 	}
+	late()
+	for n > 0 {
+		some := min(n, l.burst)
+		if err := limit.WaitN(ctx, some); err != nil {
+			return err
+		}
+		n -= some
+	}
+	return nil
+}
+
+// of returns the limit of a source.
+func (l *limiter) of(source []byte) *rate.Limiter {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if s, ok := l.sources[string(source)]; ok {
@@ -36,7 +53,7 @@ func (l *limiter) of(source []byte) *rate.Limiter {
 	}
 	name := string(source)
 	if len(l.sources) >= maxSources {
-		name = "" // no event may have it, so nobody else uses it
+		name = "" // no event is without a source, so nobody else has this one
 	}
 	s := l.sources[name]
 	if s == nil {

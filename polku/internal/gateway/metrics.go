@@ -33,7 +33,7 @@ func (g *Gateway) register(registry prometheus.Registerer) error {
 		refused(codeInvalid, &c.invalid),
 		refused(codeTooLarge, &c.tooLarge),
 		refused(codeUnknownFormat, &c.unknown),
-		refused(codeRateLimited, &c.rateLimited),
+		counter("polku_gateway_events_delayed_total", "Events that had to wait because their source sends more than --rate-limit.", nil, &c.rateLimited),
 		ended("full", &c.shed),
 		ended("unread", &c.slow),
 		gauge("polku_gateway_streams", "Streams that are open.", &c.streams),

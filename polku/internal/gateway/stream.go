@@ -23,11 +23,16 @@ const (
 	ackPatience = time.Minute
 )
 
-// session is one stream. One goroutine receives, one sends.
+// session is one stream. One goroutine receives, one waits for the log, one
+// answers: a source that does not read its answers keeps none of what all
+// sources share.
 type session struct {
 	gateway *Gateway
 	stream  polkuv1.Gateway_StreamEventsServer
-	parcels chan *parcel // in the order of their batches; closed by receive
+	// Both channels are in the order of the batches and never full, because
+	// each parcel in them has its share of answers.
+	parcels chan *parcel // on their way; closed by receive
+	settled chan *parcel // in the log or failed; closed by settle
 	answers *semaphore.Weighted
 	items   []item // memory for the next batch
 }
@@ -44,12 +49,14 @@ func (g *Gateway) StreamEvents(stream polkuv1.Gateway_StreamEventsServer) error 
 		gateway: g,
 		stream:  stream,
 		parcels: make(chan *parcel, maxParcels),
+		settled: make(chan *parcel, maxParcels),
 		answers: semaphore.NewWeighted(maxAnswers),
 	}
 	received := make(chan error, 1)
 	taking, stopTaking := context.WithCancel(ctx)
 	defer stopTaking()
 	go func() { received <- s.receive(taking) }()
+	go s.settle()
 	sent := make(chan error, 1)
 	quit := make(chan struct{})
 	go func() { sent <- s.send(quit, func() { cancel(errUnread) }) }()
@@ -88,6 +95,12 @@ var (
 func (s *session) receive(ctx context.Context) error {
 	defer close(s.parcels)
 	for {
+		// Behind those who hold a batch already and wait: what is not read takes
+		// no memory here, and its source no more credit.
+		if err := s.gateway.gate.Acquire(ctx, 1); err != nil {
+			return status.FromContextError(err).Err()
+		}
+		s.gateway.gate.Release(1)
 		var f frame
 		if err := s.stream.RecvMsg(&f); err != nil {
 			if errors.Is(err, io.EOF) {
@@ -95,75 +108,77 @@ func (s *session) receive(ctx context.Context) error {
 			}
 			return err
 		}
-		p, err := s.take(ctx, f)
-		if err != nil {
+		if err := s.take(ctx, f); err != nil {
 			return err
-		}
-		if p == nil {
-			continue
-		}
-		if err := s.answers.Acquire(ctx, s.weight(p)); err != nil {
-			go s.gateway.abandonStored(p)
-			return status.FromContextError(err).Err()
-		}
-		select {
-		case s.parcels <- p:
-		case <-ctx.Done():
-			go s.gateway.abandonStored(p)
-			return status.FromContextError(ctx.Err()).Err()
 		}
 	}
 }
 
-func (s *session) take(ctx context.Context, f frame) (*parcel, error) {
+// take sends one batch on its way when there is room for its answer.
+func (s *session) take(ctx context.Context, f frame) error {
 	if ctx.Err() != nil {
 		f.Free()
-		return nil, status.FromContextError(ctx.Err()).Err()
+		return status.FromContextError(ctx.Err()).Err()
 	}
 	b, refused := readBatch(f.ReadOnlyData(), s.items)
 	s.items = b.items[:0]
-	return s.gateway.take(ctx, b, refused, f.Len(), f.Free)
+	p := s.gateway.check(b, refused, f.Len(), f.Free)
+	if p == nil {
+		return nil
+	}
+	if err := s.gateway.enter(ctx, s.answers, p.share(), p.size); err != nil {
+		p.done()
+		return err
+	}
+	if err := s.gateway.store(ctx, p); err != nil {
+		return err
+	}
+	s.parcels <- p
+	return nil
 }
 
-func (s *session) weight(p *parcel) int64 { return min(int64(p.answer.size), maxAnswers) }
+// share is what a parcel takes of a stream's answers: no less than lets
+// maxParcels in at once.
+func (p *parcel) share() int64 {
+	return min(max(int64(p.answer.size), maxAnswers/maxParcels), maxAnswers)
+}
 
-// abandonStored settles a parcel that nobody answers for any more.
-func (g *Gateway) abandonStored(p *parcel) { _ = g.settle(p) } // the stream is gone
+// settle waits for the log. What is on its way ends there, or does not, also
+// when the stream has gone.
+func (s *session) settle() {
+	defer close(s.settled)
+	for p := range s.parcels {
+		p.failure = s.gateway.settle(p)
+		s.settled <- p
+	}
+}
 
 // send answers for the parcels in their order, until there are no more, or until
-// quit and none is left. unread is called when the source does not read.
-func (s *session) send(quit <-chan struct{}, unread func()) (failed error) {
-	// What is left when the stream has failed still ends in the log, or does not.
-	defer func() {
-		if failed != nil {
-			go s.drain()
-		}
-	}()
+// quit and none is on its way. unread is called when the source does not read.
+func (s *session) send(quit <-chan struct{}, unread func()) error {
 	patience := time.AfterFunc(ackPatience, unread)
 	patience.Stop()
 	for {
 		var p *parcel
 		var more bool
 		select {
-		case p, more = <-s.parcels:
-		default:
-			select {
-			case p, more = <-s.parcels:
-			case <-quit:
-				go s.drain()
-				return nil
+		case p, more = <-s.settled:
+		case <-quit:
+			if s.answers.TryAcquire(maxAnswers) {
+				return nil // nobody waits for an answer
 			}
+			p, more = <-s.settled
 		}
 		if !more {
 			return nil
 		}
-		if err := s.gateway.settle(p); err != nil {
-			return err
+		if p.failure != nil {
+			return p.failure
 		}
 		if err := s.reply(p, patience); err != nil {
 			return err
 		}
-		s.answers.Release(s.weight(p))
+		s.answers.Release(p.share())
 	}
 }
 
@@ -184,11 +199,4 @@ func (s *session) reply(p *parcel, patience *time.Timer) error {
 		}
 	}
 	return nil
-}
-
-// drain settles what nobody will be told of. It ends when receive has.
-func (s *session) drain() {
-	for p := range s.parcels {
-		s.gateway.abandonStored(p)
-	}
 }

@@ -34,10 +34,10 @@ func (j *Journal) Bury(ctx context.Context, route, reason string, e *eventv1.Eve
 	if err != nil {
 		return fmt.Errorf("encode the dead letter %s: %w", e.GetId(), err)
 	}
-	reason = strings.Join(strings.Fields(strings.ToValidUTF8(reason, "\uFFFD")), " ")
+	reason = strings.Join(strings.Fields(reason[:min(len(reason), maxReason)]), " ")
 	_, err = j.js.PublishMsg(ctx, &nats.Msg{
 		Subject: subjectDead + route,
-		Header:  nats.Header{headerReason: []string{reason[:min(len(reason), maxReason)]}},
+		Header:  nats.Header{headerReason: []string{strings.ToValidUTF8(reason, "\uFFFD")}},
 		Data:    body,
 	}, jetstream.WithMsgID(route+"/"+e.GetId()))
 	if err != nil {

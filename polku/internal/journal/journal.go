@@ -18,6 +18,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/yairfalse/tapio/shared/event"
 )
 
 // Names in JetStream. They are what an operator sees with the nats tool.
@@ -48,8 +50,13 @@ const (
 	refreshEvery = 250 * time.Millisecond
 	// messageOverhead is more than JetStream stores beside a body.
 	messageOverhead = 256
+	// maxPending is how many messages may be on their way at once. The client
+	// of NATS fails at twice as many, so that it never does.
+	maxPending = 2048
 	// maxBody keeps a message small enough for a reader to hold several.
 	maxBody = 512 << 10
+	// leastPayload is the least max_payload of NATS: of the largest event alone.
+	leastPayload = event.MaxSize + 4*messageOverhead
 	// DefaultDiskReserve stays free on the disk of an embedded log, so that
 	// JetStream never meets a full one: it stops for good when it does.
 	DefaultDiskReserve = 128 << 20
@@ -89,13 +96,19 @@ type Journal struct {
 	events   jetstream.Stream
 	cursors  jetstream.KeyValue
 	metrics  *metrics
+	slots    chan struct{} // one for each message on its way
 	stop     context.CancelFunc
 	stopped  sync.WaitGroup
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced when room may have come
 	failure error         // why the log takes nothing, until it works again
-	broken  bool          // an append failed, so that files may be in disorder
+	broken  bool          // a sent append failed, so that files may be in disorder
+	starts  int           // of an embedded server, after failures
+	created time.Time     // when the stream was made
+	last    uint64        // sequence of the newest message that was seen
+	life    context.Context
+	endLife context.CancelFunc
 	usage   usage
 }
 
@@ -129,7 +142,8 @@ func Open(ctx context.Context, config Config) (*Journal, error) {
 		return nil, err
 	}
 	m.maxBytes.Set(float64(config.MaxBytes))
-	j := &Journal{config: config, metrics: m, changed: make(chan struct{})}
+	j := &Journal{config: config, metrics: m, slots: make(chan struct{}, maxPending), changed: make(chan struct{})}
+	j.life, j.endLife = context.WithCancel(context.Background())
 	if err := j.connect(); err != nil {
 		return nil, err
 	}
@@ -167,6 +181,8 @@ func (j *Journal) connect() error {
 			options = append(options, nats.UserCredentials(j.config.Credentials))
 		}
 		options = append(options,
+			nats.IgnoreAuthErrorAbort(), // credentials may be renewed
+			nats.ReconnectBufSize(-1),   // what is sent late is sent out of order
 			nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 				j.config.Log.Warn("lost the connection to NATS", "error", err)
 			}),
@@ -181,8 +197,13 @@ func (j *Journal) connect() error {
 		}
 		return fmt.Errorf("connect to NATS at %s: %w: set --nats-url to servers that run", url, err)
 	}
+	if most := j.conn.MaxPayload(); most < leastPayload {
+		j.conn.Close()
+		return fmt.Errorf("use NATS at %s: its max_payload of %d bytes is less than an event may have: set it to %d or more", url, most, leastPayload)
+	}
 	if j.js, err = jetstream.New(j.conn,
-		jetstream.WithPublishAsyncTimeout(j.config.StoreTimeout), jetstream.WithDefaultTimeout(requestTimeout)); err != nil {
+		jetstream.WithPublishAsyncTimeout(j.config.StoreTimeout), jetstream.WithPublishAsyncMaxPending(2*maxPending),
+		jetstream.WithDefaultTimeout(requestTimeout)); err != nil {
 		return fmt.Errorf("use JetStream: %w", err)
 	}
 	return nil
@@ -238,24 +259,33 @@ func (j *Journal) MaxBody() int {
 	return min(maxBody, int(j.conn.MaxPayload())-messageOverhead)
 }
 
+// Pipelined reports whether bodies that are on their way at once are stored in
+// their order. An external log has several servers, of which one may refuse what
+// the next takes when they change their leader: there the order is that of
+// receipts which are waited for.
+func (j *Journal) Pipelined() bool { return j.embedded != nil }
+
 // Receipt stands for a body on its way into the log.
 type Receipt struct {
 	journal *Journal
 	future  jetstream.PubAckFuture
 	started time.Time
 	size    int64
+	starts  int // of the server that it was sent to
 }
 
 // Append sends a body, the encoding of a polku.v1.IngestBatch, on its way into
 // the log. It first waits while the log can take nothing, so that appends of one
-// goroutine are stored in their order. Two bodies with one id within
+// goroutine are stored in their order if the log is Pipelined. Two bodies with one id within
 // duplicatesWindow are stored once.
 //
 // The caller must wait for the Receipt, and must leave the body alone until
-// then.
+// then. Append waits for receipts of others when many are out, so that a
+// receipt should be waited for beside further appends.
 func (j *Journal) Append(ctx context.Context, id string, body []byte) (*Receipt, error) {
 	size := int64(len(body) + messageOverhead)
-	if err := j.admit(ctx, size); err != nil {
+	starts, err := j.admit(ctx, size)
+	if err != nil {
 		return nil, err
 	}
 	future, err := j.js.PublishMsgAsync(&nats.Msg{
@@ -263,9 +293,9 @@ func (j *Journal) Append(ctx context.Context, id string, body []byte) (*Receipt,
 		Header:  nats.Header{jetstream.MsgIDHeader: []string{id}},
 		Data:    body,
 	}, jetstream.WithRetryAttempts(0)) // whoever sends again keeps the order
-	r := &Receipt{journal: j, future: future, started: time.Now(), size: size}
+	r := &Receipt{journal: j, future: future, started: time.Now(), size: size, starts: starts}
 	if err != nil {
-		r.settle(err)
+		r.settle(err, false) // it was not sent, so it left nothing behind
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return r, nil
@@ -277,21 +307,24 @@ func (j *Journal) Append(ctx context.Context, id string, body []byte) (*Receipt,
 func (r *Receipt) Wait() error {
 	select {
 	case <-r.future.Ok():
-		r.settle(nil)
+		r.settle(nil, true)
 		return nil
 	case err := <-r.future.Err():
-		r.settle(err)
+		r.settle(err, true)
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 }
 
-func (r *Receipt) settle(err error) {
+func (r *Receipt) settle(err error, sent bool) {
 	j := r.journal
+	<-j.slots
 	j.mu.Lock()
 	j.usage.settled += r.size
-	if err != nil {
+	// What failed before a repair is repaired, and a copy that comes while the
+	// first is in process is refused alone.
+	if err != nil && r.starts == j.starts && !inProcess(err) {
 		j.failure = cmp.Or(j.failure, err)
-		j.broken = j.broken || !isFull(err)
+		j.broken = j.broken || sent && !isFull(err)
 	}
 	j.mu.Unlock()
 	if err != nil {
@@ -301,22 +334,29 @@ func (r *Receipt) settle(err error) {
 	j.metrics.seconds.Observe(time.Since(r.started).Seconds())
 }
 
-// admit returns when there is room for size bytes, and counts them as sent.
-func (j *Journal) admit(ctx context.Context, size int64) error {
+// admit returns when there is room for one message of size bytes, and counts it
+// as sent. It tells how often the server had been started again by then.
+func (j *Journal) admit(ctx context.Context, size int64) (starts int, err error) {
+	select {
+	case j.slots <- struct{}{}:
+	case <-ctx.Done():
+		return 0, fmt.Errorf("%w (%w)", ErrUnavailable, ctx.Err())
+	}
 	for {
 		j.mu.Lock()
-		reason, changed := j.obstacle(size), j.changed
+		reason, changed, starts := j.obstacle(size), j.changed, j.starts
 		if reason == nil {
 			j.usage.sent += size
 		}
 		j.mu.Unlock()
 		if reason == nil {
-			return nil
+			return starts, nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("%w (%w)", reason, ctx.Err())
+			<-j.slots
+			return 0, fmt.Errorf("%w (%w)", reason, ctx.Err())
 		}
 	}
 }
@@ -411,6 +451,9 @@ func (j *Journal) repair(ctx context.Context) error {
 			return err
 		}
 		j.metrics.restarts.Inc()
+		j.mu.Lock()
+		j.starts++
+		j.mu.Unlock()
 		if err := j.reconnected(ctx); err != nil {
 			return err
 		}
@@ -450,6 +493,13 @@ func (j *Journal) reconnected(ctx context.Context) error {
 	return nil
 }
 
+// inProcess reports whether a cluster still replicates a message of the same id.
+func inProcess(err error) bool {
+	const duplicateMessageConflict = 10158 // nats.go has no name for it
+	var api *jetstream.APIError
+	return errors.As(err, &api) && api.ErrorCode == duplicateMessageConflict
+}
+
 func isFull(err error) bool {
 	return strings.Contains(err.Error(), "maximum bytes exceeded")
 }
@@ -471,11 +521,37 @@ func (j *Journal) refresh(ctx context.Context) error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.compare(info)
 	j.usage.logBytes, j.usage.diskFree, j.usage.settledAt = int64(info.State.Bytes), free, settled
 	close(j.changed)
 	j.changed = make(chan struct{})
 	j.metrics.state(info.State, free)
 	return nil
+}
+
+// compare notices that the stream is not the one that was there before, or ends
+// earlier: sequences that are remembered mean nothing then. The caller holds mu.
+func (j *Journal) compare(info *jetstream.StreamInfo) {
+	before, last := j.created, j.last
+	j.created, j.last = info.Created, info.State.LastSeq
+	if before.IsZero() || before.Equal(j.created) && last <= j.last {
+		return
+	}
+	j.metrics.renewals.Inc()
+	j.config.Log.Error("the log is not what it was, what is missing is lost: the routes check where they are",
+		"created", j.created, "created_before", before, "last", j.last, "last_before", last)
+	end := j.endLife
+	j.life, j.endLife = context.WithCancel(context.Background())
+	end()
+}
+
+// Life ends when the stream was created anew or lost its end, which only an
+// external one can. What is known of its sequences and of the events in it is
+// void then, and the next Life begins.
+func (j *Journal) Life() context.Context {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.life
 }
 
 // State is how full the log is and what it holds.

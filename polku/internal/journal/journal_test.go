@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/prometheus/client_golang/prometheus"
@@ -107,6 +108,17 @@ func TestTellsWhenItIsFull(t *testing.T) {
 	require.Fail(t, "polku_log_max_bytes is missing")
 }
 
+func TestALongReasonStaysText(t *testing.T) {
+	j := open(t, func(c *journal.Config) { c.Dir = t.TempDir() })
+	defer func() { require.NoError(t, j.Close()) }()
+	require.NoError(t, j.Bury(t.Context(), "route", "x"+strings.Repeat("é", 1000), &eventv1.Event{Id: "a"}))
+	require.NoError(t, j.DeadLetters(t.Context(), "", 10, func(d journal.DeadLetter) error {
+		require.True(t, utf8.ValidString(d.Reason), "cut within a letter: %q", d.Reason[len(d.Reason)-8:])
+		require.Greater(t, len(d.Reason), 1000)
+		return nil
+	}))
+}
+
 func TestOneDirectoryIsForOneProcess(t *testing.T) {
 	dir := t.TempDir()
 	j := open(t, func(c *journal.Config) { c.Dir = dir })
@@ -131,7 +143,7 @@ func TestTrimKeepsWhatIsNotPassedOrYoung(t *testing.T) {
 	require.NoError(t, j.Trim(t.Context(), 7))
 	require.Equal(t, []string{"7", "8", "9"}, ids(t, j), "the rest is not passed")
 	require.NoError(t, j.Trim(t.Context(), 7))
-	require.NoError(t, j.Trim(t.Context(), 100))
+	require.NoError(t, j.Trim(t.Context(), journal.All))
 	require.Empty(t, ids(t, j))
 	require.NoError(t, store(t.Context(), t, j, "new", 10))
 	require.Equal(t, []string{"new"}, ids(t, j))
@@ -270,6 +282,21 @@ func everyPeerIsCurrent(leader *server.Server) bool {
 		}
 	}
 	return true
+}
+
+func TestAClusterThatTakesNoLargeEventIsRefused(t *testing.T) {
+	s, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir(), MaxPayload: 64 << 10,
+	})
+	require.NoError(t, err)
+	s.Start()
+	defer s.WaitForShutdown()
+	defer s.Shutdown()
+	require.True(t, s.ReadyForConnections(patience))
+	_, err = journal.Open(t.Context(), journal.Config{
+		URL: s.ClientURL(), MaxBytes: 64 << 20, Registry: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
+	})
+	require.ErrorContains(t, err, "max_payload")
 }
 
 // The leader of a cluster dies while events come in. What is acknowledged is

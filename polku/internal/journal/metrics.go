@@ -11,6 +11,7 @@ type metrics struct {
 	seconds     prometheus.Histogram
 	failures    prometheus.Counter
 	restarts    prometheus.Counter
+	renewals    prometheus.Counter
 	bytes       prometheus.Gauge
 	maxBytes    prometheus.Gauge
 	first, last prometheus.Gauge
@@ -34,6 +35,7 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 		}),
 		failures: counter("polku_log_append_failures_total", "Messages that could not be stored; their events are not acknowledged."),
 		restarts: counter("polku_log_restarts_total", "Times that the embedded log was started again after a failure."),
+		renewals: counter("polku_log_renewals_total", "Times that the log was found created anew or without its end."),
 		bytes:    gauge("polku_log_bytes", "Size of the log."),
 		maxBytes: gauge("polku_log_max_bytes", "Size at which the log is full."),
 		first:    gauge("polku_log_first_sequence", "Sequence of the oldest message in the log."),
@@ -48,7 +50,7 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 		}, []string{"route"}),
 	}
 	for _, c := range []prometheus.Collector{
-		m.seconds, m.failures, m.restarts, m.bytes, m.maxBytes, m.first, m.last, m.diskFree, m.blocked, m.trimmed, m.deadLetters,
+		m.seconds, m.failures, m.restarts, m.renewals, m.bytes, m.maxBytes, m.first, m.last, m.diskFree, m.blocked, m.trimmed, m.deadLetters,
 	} {
 		if err := registry.Register(c); err != nil {
 			return nil, fmt.Errorf("register the metrics of the log: %w", err)

@@ -27,6 +27,7 @@ const (
 type Entry struct {
 	Sequence uint64
 	Time     time.Time // when it was stored
+	Behind   uint64    // how many entries followed it when it was sent
 	Body     []byte
 }
 
@@ -52,25 +53,29 @@ func (e Entry) Events() ([]*eventv1.Event, error) {
 	return events, nil
 }
 
-// Reader reads entries in the order of the log, over restarts of the server. It
-// is for one goroutine.
+// Reader reads entries in the order of the log, over restarts of the server. When
+// the log was created anew it goes on with the beginning. It is for one
+// goroutine.
 type Reader struct {
 	journal  *Journal
 	start    jetstream.OrderedConsumerConfig
 	next     uint64 // sequence; 0 until the first entry of a start by time
+	life     context.Context
 	messages jetstream.MessagesContext
+	pending  uint64 // entries when messages was opened
+	release  func() bool
 }
 
 // ReadFrom returns a reader that begins with the entry of a sequence, or with
 // the first that is held after it.
 func (j *Journal) ReadFrom(sequence uint64) *Reader {
-	return &Reader{journal: j, next: max(sequence, 1)}
+	return &Reader{journal: j, life: j.Life(), next: max(sequence, 1)}
 }
 
 // ReadSince returns a reader that begins with the first entry that was stored at
 // a time or later.
 func (j *Journal) ReadSince(t time.Time) *Reader {
-	return &Reader{journal: j, start: jetstream.OrderedConsumerConfig{
+	return &Reader{journal: j, life: j.Life(), start: jetstream.OrderedConsumerConfig{
 		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &t,
 	}}
 }
@@ -124,11 +129,14 @@ func (r *Reader) take(ctx context.Context) (Entry, error) {
 			continue
 		}
 		r.next = meta.Sequence.Stream + 1
-		return Entry{Sequence: meta.Sequence.Stream, Time: meta.Timestamp, Body: msg.Data()}, nil
+		return Entry{Sequence: meta.Sequence.Stream, Time: meta.Timestamp, Behind: meta.NumPending, Body: msg.Data()}, nil
 	}
 }
 
 func (r *Reader) open(ctx context.Context) error {
+	if r.life.Err() != nil {
+		r.life, r.next = r.journal.Life(), min(r.next, 1)
+	}
 	config := r.start
 	if r.next > 0 {
 		config = jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: r.next}
@@ -140,13 +148,28 @@ func (r *Reader) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.messages, err = consumer.Messages(jetstream.PullMaxBytes(readAhead))
-	return err
+	messages, err := consumer.Messages(jetstream.PullMaxBytes(readAhead))
+	if err != nil {
+		return err
+	}
+	r.pending = consumer.CachedInfo().NumPending
+	r.messages, r.release = messages, context.AfterFunc(r.life, messages.Stop)
+	return nil
+}
+
+// Empty reports whether there is no entry for a reader that has just begun.
+// Sequences do not tell: any message may have been deleted.
+func (r *Reader) Empty(ctx context.Context) (bool, error) {
+	if err := r.open(ctx); err != nil {
+		return false, fmt.Errorf("read the log: %w", err)
+	}
+	return r.pending == 0, nil
 }
 
 // Close lets go of the server's side of the reader. Next opens it again.
 func (r *Reader) Close() {
 	if r.messages != nil {
+		r.release()
 		r.messages.Stop()
 		r.messages = nil
 	}
@@ -169,6 +192,9 @@ func (j *Journal) Recent(ctx context.Context, bytes uint64, visit func(Entry) er
 	}
 	r := j.ReadFrom(from)
 	defer r.Close()
+	if empty, err := r.Empty(ctx); err != nil || empty {
+		return err
+	}
 	for {
 		entry, err := r.Next(ctx)
 		if err != nil {
@@ -177,32 +203,51 @@ func (j *Journal) Recent(ctx context.Context, bytes uint64, visit func(Entry) er
 		if err := visit(entry); err != nil {
 			return err
 		}
-		if entry.Sequence >= s.LastSeq {
+		if entry.Sequence >= s.LastSeq || entry.Behind == 0 {
 			return nil
 		}
 	}
 }
 
-// Cursor returns the sequence of the last entry that a route has passed; 0 for
-// a route that is new.
-func (j *Journal) Cursor(ctx context.Context, route string) (uint64, error) {
+// Cursor is how far a route is.
+type Cursor struct {
+	// Sequence of the last entry that the route has passed; 0 before the first.
+	Sequence uint64
+	// Created is when the log was made that the sequence is of.
+	Created time.Time
+}
+
+// Cursor returns how far a route is in the log that there is now.
+func (j *Journal) Cursor(ctx context.Context, route string) (Cursor, error) {
+	info, err := j.events.Info(ctx)
+	if err != nil {
+		return Cursor{}, fmt.Errorf("read the state of the log for route %s: %w", route, err)
+	}
+	begin := Cursor{Created: info.Created}
 	entry, err := j.cursors.Get(ctx, route)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return 0, nil
+		return begin, nil
 	}
 	if err != nil {
-		return 0, fmt.Errorf("read the cursor of route %s: %w", route, err)
+		return Cursor{}, fmt.Errorf("read the cursor of route %s: %w", route, err)
 	}
-	var sequence uint64
-	if _, err := fmt.Sscan(string(entry.Value()), &sequence); err != nil {
-		return 0, fmt.Errorf("read the cursor of route %s, which is %.40q: %w", route, entry.Value(), err)
+	var c Cursor
+	var created int64
+	if _, err := fmt.Sscan(string(entry.Value()), &c.Sequence, &created); err != nil {
+		return Cursor{}, fmt.Errorf("read the cursor of route %s, which is %.40q: %w", route, entry.Value(), err)
 	}
-	return sequence, nil
+	c.Created = time.Unix(0, created)
+	if !c.Created.Equal(info.Created) || c.Sequence > info.State.LastSeq {
+		j.config.Log.Warn("the cursor is of a log that is lost: the route begins with all that the log holds",
+			"route", route, "cursor", c.Sequence, "last", info.State.LastSeq)
+		return begin, nil
+	}
+	return c, nil
 }
 
 // SetCursor stores what Cursor returns.
-func (j *Journal) SetCursor(ctx context.Context, route string, sequence uint64) error {
-	if _, err := j.cursors.PutString(ctx, route, fmt.Sprint(sequence)); err != nil {
+func (j *Journal) SetCursor(ctx context.Context, route string, c Cursor) error {
+	if _, err := j.cursors.PutString(ctx, route, fmt.Sprint(c.Sequence, c.Created.UnixNano())); err != nil {
 		return fmt.Errorf("write the cursor of route %s: %w", route, err)
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sort"
 	"time"
 
@@ -14,6 +15,9 @@ import (
 // events, whatever its age.
 const watermark = 0.8
 
+// All is passed for Trim where nothing waits for any entry.
+const All = math.MaxUint64
+
 // Trim removes entries that every route has passed, the last of them being
 // passed, as far as they are older than the retention or the log is above its
 // watermark. Everything else stays for replay.
@@ -23,6 +27,12 @@ func (j *Journal) Trim(ctx context.Context, passed uint64) error {
 		return fmt.Errorf("read the state of the log: %w", err)
 	}
 	s := info.State
+	j.mu.Lock()
+	same := j.created.Equal(info.Created) && (passed <= s.LastSeq || passed == All)
+	j.mu.Unlock()
+	if !same {
+		return nil // the routes have not noticed yet that the log is another one
+	}
 	passed = min(passed, s.LastSeq)
 	if s.Msgs == 0 || passed < s.FirstSeq {
 		return nil

@@ -56,6 +56,16 @@ type batch struct {
 
 // run delivers until ctx ends.
 func (r *route) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		r.follow(ctx)
+	}
+}
+
+// follow delivers from the cursor on, until ctx ends or the log is another one.
+func (r *route) follow(ctx context.Context) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	defer context.AfterFunc(r.journal.Life(), stop)()
 	cursor, err := r.start(ctx)
 	if err != nil {
 		return
@@ -63,14 +73,14 @@ func (r *route) run(ctx context.Context) {
 	var background sync.WaitGroup
 	defer background.Wait()
 	// What was delivered when ctx ended is saved as well.
-	saving, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
+	saving, stopSaving := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopSaving()
 	background.Go(func() { r.save(saving, cursor) })
 
 	entries := make(chan fetched, fetchAhead)
 	background.Go(func() {
 		defer close(entries)
-		r.fetch(ctx, r.journal.ReadFrom(cursor+1), entries)
+		r.fetch(ctx, r.journal.ReadFrom(cursor.Sequence+1), entries)
 	})
 	for b := range collect(entries) {
 		if err := r.deliver(ctx, b); err != nil {
@@ -86,24 +96,24 @@ func (r *route) run(ctx context.Context) {
 }
 
 // start reads the cursor, for as long as it takes.
-func (r *route) start(ctx context.Context) (uint64, error) {
+func (r *route) start(ctx context.Context) (journal.Cursor, error) {
 	for {
 		cursor, err := r.journal.Cursor(ctx, r.name)
 		if err == nil {
 			r.mu.Lock()
-			r.started, r.passed = true, cursor
+			r.started, r.passed = true, cursor.Sequence
 			r.mu.Unlock()
 			return cursor, nil
 		}
 		r.note(err)
 		if err := pause(ctx, firstRetry); err != nil {
-			return 0, err
+			return journal.Cursor{}, err
 		}
 	}
 }
 
 // save writes the cursor when it has moved, and once more when ctx ends.
-func (r *route) save(ctx context.Context, saved uint64) {
+func (r *route) save(ctx context.Context, saved journal.Cursor) {
 	tick := time.NewTicker(saveEvery)
 	defer tick.Stop()
 	for ctx.Err() == nil {
@@ -111,17 +121,18 @@ func (r *route) save(ctx context.Context, saved uint64) {
 		case <-tick.C:
 		case <-ctx.Done():
 		}
+		cursor := saved
 		r.mu.Lock()
-		passed := r.passed
+		cursor.Sequence = r.passed
 		r.mu.Unlock()
-		if passed == saved {
+		if cursor == saved {
 			continue
 		}
 		writing, cancel := context.WithTimeout(context.WithoutCancel(ctx), saveTimeout)
-		if err := r.journal.SetCursor(writing, r.name, passed); err != nil {
+		if err := r.journal.SetCursor(writing, r.name, cursor); err != nil {
 			r.log.Warn("a restart now would repeat deliveries", "route", r.name, "error", err)
 		} else {
-			saved = passed
+			saved = cursor
 		}
 		cancel()
 	}

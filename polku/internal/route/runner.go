@@ -64,6 +64,9 @@ func (r *Runner) Run(ctx context.Context) error {
 	for _, route := range r.routes {
 		running.Go(func() { route.run(ctx) })
 	}
+	if len(r.routes) == 0 {
+		r.log.Warn("there are no routes: events go undelivered when they are older than --log-retention or the log needs their room")
+	}
 	running.Go(func() { r.trim(ctx) })
 	running.Wait()
 	var errs []error
@@ -98,7 +101,7 @@ func (r *Runner) trim(ctx context.Context) {
 // passed is the last entry that every route has passed; not known until each
 // has read its cursor.
 func (r *Runner) passed() (passed uint64, known bool) {
-	passed = ^uint64(0)
+	passed = journal.All
 	for _, route := range r.routes {
 		route.mu.Lock()
 		if !route.started {
@@ -166,6 +169,9 @@ func (r *Runner) Replay(ctx context.Context, name string, from, to time.Time, re
 	}
 	reader := r.journal.ReadSince(from)
 	defer reader.Close()
+	if empty, err := reader.Empty(ctx); err != nil || empty {
+		return err
+	}
 	return r.routes[i].replay(ctx, reader, to, state.LastSequence, report)
 }
 
@@ -198,7 +204,7 @@ func (r *route) replay(ctx context.Context, reader *journal.Reader, to time.Time
 		}
 		p.Events, p.Through = p.Events+len(events), entry.Time
 		tell()
-		if reported != nil || entry.Sequence == last {
+		if reported != nil || entry.Sequence == last || entry.Behind == 0 {
 			return reported
 		}
 	}

@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
@@ -76,11 +79,16 @@ type rig struct {
 // start runs routes over the log in dir.
 func start(t *testing.T, dir string, destinations map[string]route.Destination) *rig {
 	t.Helper()
+	return startWith(t, journal.Config{Dir: dir, Retention: time.Hour}, destinations)
+}
+
+// startWith runs routes over a log.
+func startWith(t *testing.T, config journal.Config, destinations map[string]route.Destination) *rig {
+	t.Helper()
 	r := &rig{registry: prometheus.NewRegistry()}
 	var err error
-	r.journal, err = journal.Open(t.Context(), journal.Config{
-		Dir: dir, MaxBytes: 64 << 20, Retention: time.Hour, Registry: r.registry, Log: slog.New(slog.DiscardHandler),
-	})
+	config.MaxBytes, config.Registry, config.Log = 64<<20, r.registry, slog.New(slog.DiscardHandler)
+	r.journal, err = journal.Open(t.Context(), config)
 	require.NoError(t, err)
 	r.Runner, err = route.New(route.Config{
 		Journal: r.journal, Destinations: destinations, Registry: r.registry, Log: slog.New(slog.DiscardHandler),
@@ -253,3 +261,91 @@ func TestReplayDeliversASpanAgain(t *testing.T) {
 }
 
 func stringReader(s string) *strings.Reader { return strings.NewReader(s) }
+
+// external starts a NATS server with JetStream on loopback and connects to it as
+// an operator does.
+func external(t *testing.T) (*server.Server, jetstream.JetStream) {
+	t.Helper()
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir()})
+	require.NoError(t, err)
+	s.Start()
+	t.Cleanup(func() {
+		s.Shutdown()
+		s.WaitForShutdown()
+	})
+	require.True(t, s.ReadyForConnections(patience))
+	conn, err := nats.Connect(s.ClientURL())
+	require.NoError(t, err)
+	t.Cleanup(conn.Close)
+	js, err := jetstream.New(conn)
+	require.NoError(t, err)
+	return s, js
+}
+
+// An operator deletes single messages, the last of all among them.
+func TestReadingEndsWhereTheLastMessageWasDeleted(t *testing.T) {
+	s, js := external(t)
+	d := &recorder{}
+	r := startWith(t, journal.Config{URL: s.ClientURL(), Retention: time.Hour}, map[string]route.Destination{"d": d})
+	began := time.Now().Add(-time.Hour)
+	var ids []string
+	for i := range 3 {
+		ids = append(ids, r.store(t, fmt.Sprint("e", i), 1, nil)...)
+	}
+	delivers(t, d, ids)
+	events, err := js.Stream(t.Context(), "POLKU_EVENTS")
+	require.NoError(t, err)
+	require.NoError(t, events.DeleteMsg(t.Context(), 3))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var recent []uint64
+	require.NoError(t, r.journal.Recent(ctx, 1<<20, func(e journal.Entry) error {
+		recent = append(recent, e.Sequence)
+		return nil
+	}))
+	require.Equal(t, []uint64{1, 2}, recent)
+	require.NoError(t, r.journal.Recent(ctx, 1, func(journal.Entry) error { return nil }))
+	require.NoError(t, r.Replay(ctx, "d", began, time.Now().Add(time.Hour), func(route.Progress) error { return nil }))
+	delivers(t, d, append(ids, ids[:2]...))
+}
+
+// Somebody deletes the stream of an external log. What comes after that begins at
+// its first sequence again, and no route may take it for delivered.
+func TestAStreamThatIsMadeAnewIsDeliveredFromItsBeginning(t *testing.T) {
+	s, js := external(t)
+	d := &recorder{}
+	config := journal.Config{URL: s.ClientURL(), Retention: time.Nanosecond} // so that all that is passed goes
+	r := startWith(t, config, map[string]route.Destination{"d": d})
+	reader, err := r.journal.ReadNew(t.Context())
+	require.NoError(t, err)
+	defer reader.Close()
+	for i := range 5 {
+		r.store(t, fmt.Sprint("old", i), 1, nil)
+		_, err := reader.Next(t.Context())
+		require.NoError(t, err)
+	}
+	require.Eventually(t, func() bool { return len(d.got()) == 5 }, patience, 10*time.Millisecond)
+
+	for round := range 2 {
+		before := d.got()
+		if round == 1 { // while nobody runs, too
+			r.stop()
+		}
+		life := r.journal.Life()
+		require.NoError(t, js.DeleteStream(t.Context(), "POLKU_EVENTS"))
+		if round == 1 {
+			r = startWith(t, config, map[string]route.Destination{"d": d})
+		} else {
+			<-life.Done()
+		}
+		later := r.store(t, fmt.Sprint("new", round), 1, nil)
+		require.Eventually(t, func() bool { return len(d.got()) > len(before) }, patience, 10*time.Millisecond)
+		require.Equal(t, append(before, later...), d.got())
+		if round == 0 {
+			entry, err := reader.Next(t.Context())
+			require.NoError(t, err)
+			require.EqualValues(t, 1, entry.Sequence)
+			require.EqualValues(t, 1, r.Status()[0].Cursor)
+		}
+	}
+}

@@ -218,7 +218,13 @@ func (s *service) serve(ctx context.Context) error {
 		errs = append(errs, <-done)
 	}
 	stopRouting()
-	return errors.Join(append(errs, <-routed)...)
+	select {
+	case err := <-routed:
+		errs = append(errs, err)
+	case <-time.After(stopWithin):
+		errs = append(errs, fmt.Errorf("a route did not stop within %s: what it delivered since its cursor comes again", stopWithin))
+	}
+	return errors.Join(errs...)
 }
 
 func (s *service) ready() {

@@ -3,8 +3,11 @@ package stdout_test
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"io"
 	"os"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -64,4 +67,25 @@ func TestFailedWriteIsRetried(t *testing.T) {
 	require.ErrorContains(t, err, "write 1 events")
 	var refused *route.Refused
 	require.NotErrorAs(t, err, &refused)
+}
+
+// Nobody reads the pipe that polku prints to: it must still be able to stop.
+func TestDeliverEndsWithItsContext(t *testing.T) {
+	r, w := io.Pipe()
+	d := stdout.New(w)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- d.Deliver(ctx, []*eventv1.Event{{Id: "1"}}) }()
+	cancel()
+	require.ErrorIs(t, <-ended, context.Canceled)
+	require.ErrorIs(t, d.Deliver(ctx, []*eventv1.Event{{Id: "2"}}), context.Canceled)
+
+	// What was held up ends before the next is written.
+	go func() { ended <- d.Deliver(t.Context(), []*eventv1.Event{{Id: "3"}}) }()
+	lines := bufio.NewScanner(r)
+	require.True(t, lines.Scan())
+	for !strings.Contains(lines.Text(), `"3"`) {
+		require.True(t, lines.Scan())
+	}
+	require.NoError(t, <-ended)
 }
