@@ -84,6 +84,15 @@ func New(o Options) (*Engine, error) {
 	}, nil
 }
 
+// Empty returns another engine that reasons by the same table and window, and
+// knows nothing.
+func (e *Engine) Empty() *Engine {
+	return &Engine{
+		modes: e.modes, window: e.window, steps: e.steps,
+		graph: newGraph(), lessons: newLessons(), suffering: map[*vertex]bool{},
+	}
+}
+
 // Window is how far back the engine looks for symptoms.
 func (e *Engine) Window() time.Duration { return e.window }
 

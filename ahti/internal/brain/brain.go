@@ -27,6 +27,9 @@ const (
 	// idleEvery is how often they are looked at when none do: incidents end by
 	// the clock.
 	idleEvery = 15 * time.Second
+	// restFor is how many times as long as a refresh took ingest goes on without
+	// the next one: in a storm of symptoms the engine has much to explain.
+	restFor = 5
 	// learnEvery is how often the engine learns and forgets.
 	learnEvery = 3 * time.Minute
 	// retainEvery is how often old data are deleted.
@@ -63,6 +66,7 @@ type Brain struct {
 	hashes map[string]uint64 // of incidents as they are stored
 	seen   uint64            // what Applied said at the last refresh
 	at     time.Time         // of the last refresh
+	took   time.Duration     // the last refresh
 	open   int
 	// unstored counts incidents that cannot be encoded.
 	unstored int
@@ -185,10 +189,7 @@ func (b *Brain) Past(ctx context.Context, from, to time.Time) (*causality.Engine
 // Known returns an engine that knows the things that the store has facts of, those
 // that ended included, and nothing of what happened to them.
 func (b *Brain) Known(ctx context.Context) (*causality.Engine, error) {
-	engine, err := causality.New(causality.Options{Window: b.config.Engine.Window()})
-	if err != nil {
-		return nil, err
-	}
+	engine := b.config.Engine.Empty()
 	return engine, observe(ctx, b.config.Store, engine)
 }
 
@@ -245,7 +246,7 @@ func (b *Brain) Run(ctx context.Context) error {
 // refresh updates the stored incidents when something may have changed.
 func (b *Brain) refresh(ctx context.Context, now time.Time) error {
 	b.mu.Lock()
-	due := b.config.Applied() != b.seen || now.Sub(b.at) >= idleEvery
+	due := b.config.Applied() != b.seen && now.Sub(b.at) >= restFor*b.took || now.Sub(b.at) >= idleEvery
 	b.mu.Unlock()
 	if !due {
 		return nil
@@ -257,6 +258,7 @@ func (b *Brain) refresh(ctx context.Context, now time.Time) error {
 func (b *Brain) Refresh(ctx context.Context, now time.Time) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	began := time.Now()
 	seen := b.config.Applied()
 	current := b.config.Engine.Incidents(now)
 
@@ -329,6 +331,7 @@ func (b *Brain) Refresh(ctx context.Context, now time.Time) error {
 		return err
 	}
 	b.hashes, b.seen, b.at, b.open = hashes, seen, now, open
+	b.took = time.Since(began)
 	return nil
 }
 
@@ -361,7 +364,7 @@ func (t told) has(s *ahtiv1.Symptom) bool {
 // Fresh refreshes the stored incidents unless that was done lately.
 func (b *Brain) Fresh(ctx context.Context, now time.Time) error {
 	b.mu.Lock()
-	stale := b.config.Applied() != b.seen && now.Sub(b.at) >= refreshEvery/2 || b.at.IsZero()
+	stale := b.config.Applied() != b.seen && now.Sub(b.at) >= max(refreshEvery/2, restFor*b.took) || b.at.IsZero()
 	b.mu.Unlock()
 	if !stale {
 		return nil

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,6 +33,7 @@ type Config struct {
 	TelemetryListen string      // of health and metrics; empty for none
 	Store           store.Config
 	Retention       time.Duration // 0 is for ever
+	FailureModes    string        // path of a table instead of the built-in one; may be empty
 	MaxBytes        int64         // 0 is without limit
 	Log             *slog.Logger
 	// Ready is called with the addresses of gRPC and JSON when ahti serves. It
@@ -89,7 +91,7 @@ func Run(ctx context.Context, config Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	engine, err := causality.New(causality.Options{})
+	engine, err := newEngine(config.FailureModes)
 	if err != nil {
 		return err
 	}
@@ -177,3 +179,19 @@ func Run(ctx context.Context, config Config) (err error) {
 // maxMessage is the largest request, bytes: the largest events of a batch come
 // together at times.
 const maxMessage = 8 << 20
+
+// newEngine returns an engine that reasons by the table in a file.
+func newEngine(file string) (*causality.Engine, error) {
+	if file == "" {
+		return causality.New(causality.Options{})
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("read the failure modes: %w: set --failure-modes to a table such as \"ahti failure-modes\" prints", err)
+	}
+	modes, err := causality.ReadModes(text)
+	if err != nil {
+		return nil, fmt.Errorf("use --failure-modes %s: %w", file, err)
+	}
+	return causality.New(causality.Options{Modes: modes})
+}
