@@ -38,6 +38,7 @@ type gateway struct {
 	mu      sync.Mutex
 	batches []*polkuv1.IngestBatch // received
 	streams int
+	silent  bool // send no headers before the first ack
 	// answer is called for each batch, one at a time, with a function that
 	// sends acks. An error breaks the stream.
 	answer func(b *polkuv1.IngestBatch, send func(*polkuv1.Ack)) error
@@ -87,7 +88,13 @@ func (g *gateway) start() *gateway {
 func (g *gateway) StreamEvents(s grpc.BidiStreamingServer[polkuv1.IngestBatch, polkuv1.Ack]) error {
 	g.mu.Lock()
 	g.streams++
+	silent := g.silent
 	g.mu.Unlock()
+	if !silent {
+		if err := s.SendHeader(nil); err != nil {
+			return err
+		}
+	}
 	var sending sync.Mutex
 	send := func(a *polkuv1.Ack) {
 		sending.Lock()

@@ -42,7 +42,6 @@ func (c *Client) connect(ctx context.Context) (progress bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("open a stream: %w", err)
 	}
-	c.connected()
 	received := make(chan error, 1)
 	go func() {
 		received <- c.receive(s, &progress)
@@ -116,6 +115,8 @@ func (c *Client) shrink() bool {
 	return true
 }
 
+// connected notes that the gateway took the stream. A server that refuses it, for
+// its certificate or for want of the service, lets it be opened first.
 func (c *Client) connected() {
 	c.mu.Lock()
 	c.down = nil
@@ -226,6 +227,11 @@ func (c *Client) write(ctx context.Context, s stream, batches []*batch) error {
 }
 
 func (c *Client) receive(s stream, progress *bool) error {
+	// Headers come when the gateway has accepted the stream, or with the first
+	// ack. A refusal has none, and its reason is what Recv returns.
+	if header, err := s.Header(); err == nil && header != nil {
+		c.connected()
+	}
 	for {
 		ack, err := s.Recv()
 		if err != nil {
