@@ -27,7 +27,7 @@ const prefix = "AHTI"
 // that was written to stderr.
 func Run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
 	root := newServe(environ)
-	root.AddCommand(newIncidents(environ), newWhy(environ), newTimeline(environ), newVersion())
+	root.AddCommand(newIncidents(environ), newWhy(environ), newTimeline(environ), newFailureModes(), newVersion())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -43,6 +43,7 @@ type options struct {
 	listen, httpListen, telemetryListen string
 	dataDir, store                      string
 	retention                           time.Duration
+	failureModes                        string
 	maxBytes                            size
 	tls                                 certs.Files
 	logLevel                            level
@@ -86,6 +87,7 @@ environment over the file.`,
 	f.StringVar(&o.telemetryListen, "telemetry-listen", "127.0.0.1:9467", "address of /healthz, /readyz and /metrics; empty for none")
 	f.StringVar(&o.dataDir, "data-dir", "ahti-data", "directory of the SQLite database")
 	f.StringVar(&o.store, "store", "", "URL of a PostgreSQL database to use instead, postgres://USER@HOST/DATABASE")
+	f.StringVar(&o.failureModes, "failure-modes", "", "YAML file with the table to reason by, such as \"ahti failure-modes\" prints; empty for the built-in one")
 	f.DurationVar(&o.retention, "retention", 7*24*time.Hour, "how long to keep events; 0 for ever")
 	f.Var(&o.maxBytes, "max-bytes", "how large the SQLite database may get before the oldest events go, such as 10GiB; 0 for no limit")
 	tlsFlags(f, &o.tls, "certificate of the gRPC service; without one it is not encrypted", "authorities whose certificates clients must show (mutual TLS)")
@@ -117,7 +119,8 @@ func (o *options) server(cmd *cobra.Command) (server.Config, error) {
 	c := server.Config{
 		Listen: o.listen, HTTPListen: o.httpListen, TelemetryListen: o.telemetryListen,
 		Store: store.Config{Dir: o.dataDir, URL: o.store}, Retention: o.retention, MaxBytes: int64(o.maxBytes),
-		Log: telemetry.NewLogger(cmd.ErrOrStderr(), o.logLevel.Level, o.logFormat),
+		FailureModes: o.failureModes,
+		Log:          telemetry.NewLogger(cmd.ErrOrStderr(), o.logLevel.Level, o.logFormat),
 	}
 	var errs []error
 	if o.store != "" {

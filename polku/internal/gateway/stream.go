@@ -43,6 +43,10 @@ type session struct {
 func (g *Gateway) StreamEvents(stream polkuv1.Gateway_StreamEventsServer) error {
 	g.counters.streams.Add(1)
 	defer g.counters.streams.Add(-1)
+	// The source is to know that it was accepted before it has something to send.
+	if err := stream.SendHeader(nil); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
 	s := &session{
