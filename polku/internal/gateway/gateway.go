@@ -441,7 +441,7 @@ func (g *Gateway) wait(p *parcel, whole bool) error {
 			g.counters.stored.Add(int64(len(p.keys)))
 		}
 		g.ids.land(p.flight, p.keys, stored) // only now: an id that is known is acknowledged at once
-		p.flight = 0
+		p.flight, p.keys = 0, nil
 	}
 	p.done()
 	return failed
