@@ -18,6 +18,7 @@ import (
 	"github.com/yairfalse/tapio/shared/certs"
 	"github.com/yairfalse/tapio/shared/config"
 	"github.com/yairfalse/tapio/shared/telemetry"
+	"github.com/yairfalse/tapio/shared/version"
 )
 
 // prefix of the environment variables that are flags.
@@ -44,9 +45,9 @@ type options struct {
 	dataDir, store                      string
 	retention                           time.Duration
 	failureModes                        string
-	maxBytes                            size
+	maxBytes                            config.Size
 	tls                                 certs.Files
-	logLevel                            level
+	logLevel                            config.Level
 	logFormat                           telemetry.Format
 	config                              string
 }
@@ -68,7 +69,7 @@ environment over the file.`,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Version:       versionText(),
+		Version:       version.Text("ahti"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := config.Load(cmd.Flags(), prefix, environ, nil); err != nil {
 				return err
@@ -89,9 +90,9 @@ environment over the file.`,
 	f.StringVar(&o.store, "store", "", "URL of a PostgreSQL database to use instead, postgres://USER@HOST/DATABASE")
 	f.StringVar(&o.failureModes, "failure-modes", "", "YAML file with the table to reason by, such as \"ahti failure-modes\" prints; empty for the built-in one")
 	f.DurationVar(&o.retention, "retention", 7*24*time.Hour, "how long to keep events; 0 for ever")
-	f.Var(&o.maxBytes, "max-bytes", "how large the SQLite database may get before the oldest events go, such as 10GiB; 0 for no limit")
+	f.TextVar(&o.maxBytes, "max-bytes", o.maxBytes, "how large the SQLite database may get before the oldest events go, such as 10GiB; 0 for no limit")
 	tlsFlags(f, &o.tls, "certificate of the gRPC service; without one it is not encrypted", "authorities whose certificates clients must show (mutual TLS)")
-	f.TextVar(&o.logLevel, "log-level", level{slog.LevelInfo}, "least severe log to write to standard error: debug, info, warn or error")
+	f.TextVar(&o.logLevel, "log-level", config.Level{Level: slog.LevelInfo}, "least severe log to write to standard error: debug, info, warn or error")
 	f.TextVar(&o.logFormat, "log-format", telemetry.Text, "format of the logs: text or json")
 	f.StringVar(&o.config, config.FileFlag, "", "YAML file with flags as keys")
 	return cmd
@@ -101,17 +102,6 @@ func tlsFlags(f *pflag.FlagSet, files *certs.Files, cert, ca string) {
 	f.StringVar(&files.Cert, "tls-cert", "", "PEM file with the "+cert)
 	f.StringVar(&files.Key, "tls-key", "", "PEM file with its key")
 	f.StringVar(&files.CA, "tls-ca", "", "PEM file with the "+ca)
-}
-
-// level is a slog.Level that says what is allowed.
-type level struct{ slog.Level }
-
-// UnmarshalText accepts what slog does.
-func (l *level) UnmarshalText(text []byte) error {
-	if err := l.Level.UnmarshalText(text); err != nil {
-		return fmt.Errorf("log level %q, want debug, info, warn or error", text)
-	}
-	return nil
 }
 
 // server checks the flags and makes the server's configuration of them.

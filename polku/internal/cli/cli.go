@@ -21,6 +21,7 @@ import (
 	"github.com/yairfalse/tapio/shared/config"
 	"github.com/yairfalse/tapio/shared/rpc"
 	"github.com/yairfalse/tapio/shared/telemetry"
+	"github.com/yairfalse/tapio/shared/version"
 )
 
 // prefix of the environment variables that are flags.
@@ -61,7 +62,7 @@ type options struct {
 	operatorListen string
 	httpListen     string
 	tls            certs.Files
-	maxMessage     size
+	maxMessage     config.Size
 	maxConnections int
 	rateLimit      float64
 
@@ -69,12 +70,12 @@ type options struct {
 	natsURL      string
 	natsCreds    string
 	natsReplicas int
-	logMaxBytes  size
+	logMaxBytes  config.Size
 	logRetention time.Duration
 
 	routes routes
 
-	logLevel  level
+	logLevel  config.Level
 	logFormat telemetry.Format
 	config    string
 }
@@ -97,7 +98,7 @@ environment over the file.`,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Version:       versionText(),
+		Version:       version.Text("polku"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			aliases := map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": flagOTLP}
 			if err := config.Load(cmd.Flags(), prefix, environ, aliases); err != nil {
@@ -129,21 +130,10 @@ environment over the file.`,
 	f.TextVar(&o.logMaxBytes, "log-max-bytes", o.logMaxBytes, "size at which the log is full and takes nothing more")
 	f.DurationVar(&o.logRetention, "log-retention", 24*time.Hour, "how long delivered events are kept for replay, as far as there is room")
 	o.routes.flags(f)
-	f.TextVar(&o.logLevel, "log-level", level{slog.LevelInfo}, "least severe log to write to standard error: debug, info, warn or error")
+	f.TextVar(&o.logLevel, "log-level", config.Level{Level: slog.LevelInfo}, "least severe log to write to standard error: debug, info, warn or error")
 	f.TextVar(&o.logFormat, "log-format", telemetry.Text, "format of the logs: text or json")
 	f.StringVar(&o.config, config.FileFlag, "", "YAML file with flags as keys")
 	return cmd
-}
-
-// level is a slog.Level that says what is allowed.
-type level struct{ slog.Level }
-
-// UnmarshalText accepts what slog does.
-func (l *level) UnmarshalText(text []byte) error {
-	if err := l.Level.UnmarshalText(text); err != nil {
-		return fmt.Errorf("log level %q, want debug, info, warn or error", text)
-	}
-	return nil
 }
 
 // serve checks the flags and makes the gateway's configuration of them.
@@ -162,7 +152,7 @@ func (o *options) serve(cmd *cobra.Command, stdout io.Writer) (serve.Config, err
 	problem(o.natsURL == "" && o.dataDir == "", "--data-dir is empty: name a directory for the log, or set --nats-url")
 	problem(o.natsURL == "" && (o.natsCreds != "" || o.natsReplicas != 1), "--nats-creds and --nats-replicas need --nats-url")
 	problem(!slices.Contains([]int{1, 3, 5}, o.natsReplicas), "--nats-replicas is %d: use 1, 3 or 5", o.natsReplicas)
-	problem(o.logMaxBytes < leastLog, "--log-max-bytes is %s: use %s or more", o.logMaxBytes, size(leastLog))
+	problem(o.logMaxBytes < leastLog, "--log-max-bytes is %s: use %s or more", o.logMaxBytes, config.Size(leastLog))
 	problem(o.logRetention < 0, "--log-retention is %s: use 0 or more", o.logRetention)
 	errs = append(errs, o.routes.check())
 	return serve.Config{
@@ -173,7 +163,7 @@ func (o *options) serve(cmd *cobra.Command, stdout io.Writer) (serve.Config, err
 			MaxBytes: int64(o.logMaxBytes), Retention: o.logRetention,
 		},
 		Routes:  o.routes.destinations(stdout),
-		Version: version(),
+		Version: version.Number(),
 		Log:     telemetry.NewLogger(cmd.ErrOrStderr(), o.logLevel.Level, o.logFormat),
 	}, errors.Join(errs...)
 }

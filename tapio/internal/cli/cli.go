@@ -22,6 +22,7 @@ import (
 	"github.com/yairfalse/tapio/shared/otlp"
 	"github.com/yairfalse/tapio/shared/polku"
 	"github.com/yairfalse/tapio/shared/telemetry"
+	"github.com/yairfalse/tapio/shared/version"
 	"github.com/yairfalse/tapio/tapio/internal/agent"
 	"github.com/yairfalse/tapio/tapio/internal/observer/container"
 )
@@ -51,7 +52,7 @@ type options struct {
 	output    string
 	color     string
 	listen    string
-	logLevel  level
+	logLevel  config.Level
 	logFormat telemetry.Format
 	cgroupFS  string
 	procFS    string
@@ -89,7 +90,7 @@ the environment over the file.`,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Version:       versionText(),
+		Version:       version.Text("tapio"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := config.Load(cmd.Flags(), prefix, environ, aliases()); err != nil {
 				return err
@@ -108,7 +109,7 @@ the environment over the file.`,
 	f.StringVar(&o.output, "output", string(agent.Text), "how to write events to standard output: text, json or none")
 	f.StringVar(&o.color, "color", "auto", "colors of the text output: auto, always or never")
 	f.StringVar(&o.listen, "listen", "127.0.0.1:9465", "address of /healthz, /readyz and /metrics; empty for none")
-	f.TextVar(&o.logLevel, "log-level", level{slog.LevelInfo}, "least severe log to write to standard error: debug, info, warn or error")
+	f.TextVar(&o.logLevel, "log-level", config.Level{Level: slog.LevelInfo}, "least severe log to write to standard error: debug, info, warn or error")
 	f.TextVar(&o.logFormat, "log-format", telemetry.Text, "format of the logs: text or json")
 	f.StringVar(&o.cgroupFS, "cgroup-root", "/sys/fs/cgroup", "where the control groups are mounted")
 	f.StringVar(&o.procFS, "proc-root", "/proc", "where procfs is mounted")
@@ -121,17 +122,6 @@ the environment over the file.`,
 	f.StringVar(&o.otlp, "otlp", "", "OpenTelemetry collector to send events and metrics to, OTLP over gRPC; written as --polku (also OTEL_EXPORTER_OTLP_ENDPOINT)")
 	f.StringVar(&o.config, config.FileFlag, "", "YAML file with flags as keys")
 	return cmd
-}
-
-// level is a slog.Level that says what is allowed.
-type level struct{ slog.Level }
-
-// UnmarshalText accepts what slog does.
-func (l *level) UnmarshalText(text []byte) error {
-	if err := l.Level.UnmarshalText(text); err != nil {
-		return fmt.Errorf("log level %q, want debug, info, warn or error", text)
-	}
-	return nil
 }
 
 // agent checks the flags and makes the agent's configuration of them.

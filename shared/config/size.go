@@ -1,4 +1,4 @@
-package cli
+package config
 
 import (
 	"fmt"
@@ -7,20 +7,24 @@ import (
 	"strings"
 )
 
-// size is a number of bytes. As a flag it takes binary units.
-type size int64
+// Size is a number of bytes. As a flag it takes binary units.
+type Size int64
 
 // units from the smallest; the longer names come first where one ends with
 // another.
-var units = []struct {
+func units() [5]unit {
+	return [...]unit{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40}, {"B", 1}}
+}
+
+type unit struct {
 	name  string
-	bytes size
-}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40}, {"B", 1}}
+	bytes Size
+}
 
 // UnmarshalText accepts a whole number of bytes or of a binary unit.
-func (s *size) UnmarshalText(text []byte) error {
-	number, factor := strings.TrimSpace(string(text)), size(1)
-	for _, u := range units {
+func (s *Size) UnmarshalText(text []byte) error {
+	number, factor := strings.TrimSpace(string(text)), Size(1)
+	for _, u := range units() {
 		if n, found := strings.CutSuffix(number, u.name); found {
 			number, factor = strings.TrimSpace(n), u.bytes
 			break
@@ -30,17 +34,18 @@ func (s *size) UnmarshalText(text []byte) error {
 	if err != nil || n < 0 || n > math.MaxInt64/int64(factor) {
 		return fmt.Errorf("size %q, want bytes or a unit such as 512MiB or 4GiB", text)
 	}
-	*s = size(n) * factor
+	*s = Size(n) * factor
 	return nil
 }
 
 // MarshalText writes the largest unit that leaves a whole number.
-func (s size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // String is as MarshalText.
-func (s size) String() string {
-	for i := len(units) - 2; i >= 0; i-- {
-		if u := units[i]; s >= u.bytes && s%u.bytes == 0 {
+func (s Size) String() string {
+	all := units()
+	for i := len(all) - 2; i >= 0; i-- {
+		if u := all[i]; s >= u.bytes && s%u.bytes == 0 {
 			return strconv.FormatInt(int64(s/u.bytes), 10) + u.name
 		}
 	}
