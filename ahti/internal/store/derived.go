@@ -259,9 +259,11 @@ func (s *Store) Facts(ctx context.Context, each func(Fact)) error {
 	}
 	// Nobody tells the end of containers and units: they are there while something is
 	// heard of them. That is no news, so no fact tells it; the newest place in the
-	// index does.
-	err := s.query(ctx, `SELECT e.at, e.body, CASE WHEN e.type IN (?, ?) AND NOT EXISTS (SELECT 1 FROM entities g WHERE g.entity = e.entity AND g.gone = 1)
-		THEN (SELECT p.last_at FROM postings p WHERE p.entity = e.entity ORDER BY p.checkpoint DESC LIMIT 1) END FROM entities e`, []any{
+	// index does. It is looked up once an entity, with the newest version: a thing
+	// may have thousands.
+	err := s.query(ctx, `SELECT e.at, e.body, CASE WHEN e.type IN (?, ?) AND NOT EXISTS (SELECT 1 FROM entities n WHERE n.entity = e.entity AND n.sequence > e.sequence)
+		THEN CASE WHEN NOT EXISTS (SELECT 1 FROM entities g WHERE g.entity = e.entity AND g.gone = 1)
+		THEN (SELECT p.last_at FROM postings p WHERE p.entity = e.entity ORDER BY p.checkpoint DESC LIMIT 1) END END FROM entities e`, []any{
 		int64(ahtiv1.EntityType_ENTITY_TYPE_CONTAINER), int64(ahtiv1.EntityType_ENTITY_TYPE_SERVICE_UNIT),
 	}, func(rows *sql.Rows) error {
 		f, body, heard := Fact{Entity: &ahtiv1.Entity{}}, sql.RawBytes{}, sql.NullInt64{}

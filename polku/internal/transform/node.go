@@ -60,13 +60,12 @@ func (g *graph) addContainer(e *eventv1.Event, namespace string) *thing {
 	return container
 }
 
-// describeMemory tells which limit the victim of an OOM kill had, and how full
-// it was. The group is named where it is not the victim's own: then raising the
+// describeMemory tells which limit the victim of an OOM kill had. How full it was
+// is of the event, not of the thing: each kill would make a version of it. The group is named where it is not the victim's own: then raising the
 // limit of the container would help nobody.
 func (g *graph) describeMemory(victim *thing, own string) {
 	limit := g.labels[event.TapioOOMCgroup]
 	victim.describe(event.TapioOOMLimitBytes, g.labels[event.TapioOOMLimitBytes])
-	victim.describe(event.TapioOOMUsageBytes, g.labels[event.TapioOOMUsageBytes])
 	if limit != own && (own == "" || isParent(limit, own)) {
 		victim.describe(event.TapioOOMCgroup, limit)
 	}
