@@ -61,8 +61,9 @@ func (g *graph) addContainer(e *eventv1.Event, namespace string) *thing {
 }
 
 // describeMemory tells which limit the victim of an OOM kill had. How full it was
-// is of the event, not of the thing: each kill would make a version of it. The group is named where it is not the victim's own: then raising the
-// limit of the container would help nobody.
+// is of the event, not of the thing: each kill would make a version of it. The
+// group is named where it is not the victim's own: then raising the limit of the
+// container would help nobody.
 func (g *graph) describeMemory(victim *thing, own string) {
 	limit := g.labels[event.TapioOOMCgroup]
 	victim.describe(event.TapioOOMLimitBytes, g.labels[event.TapioOOMLimitBytes])
