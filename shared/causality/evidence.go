@@ -109,8 +109,10 @@ func (m *Modes) classify(ev *ahtiv1.AhtiEvent) (symptom *symptomRow, container s
 
 // matches says whether the event shows the symptom, and in which container.
 func (s *sighting) matches(ev *ahtiv1.AhtiEvent) (container string, ok bool) {
-	if matched, err := path.Match(s.Kind, ev.GetSubtype()); err != nil || !matched {
-		return "", false
+	if s.Kind != ev.GetSubtype() {
+		if matched, err := path.Match(s.Kind, ev.GetSubtype()); err != nil || !matched {
+			return "", false
+		}
 	}
 	if s.Label != "" && !slices.Contains(s.Value, ev.GetLabels()[s.Label]) {
 		return "", false
