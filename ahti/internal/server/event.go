@@ -10,22 +10,23 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
+	"github.com/yairfalse/tapio/shared/event"
 )
 
 // Limits of one event. They are far above what a transformed event has.
 const (
 	maxEvent         = 512 << 10 // bytes
-	maxID            = 128       // bytes, as everywhere in the chain
-	maxName          = 1 << 10   // bytes, of an entity's id and name, and of a reason
-	maxWord          = 256       // bytes, of kind, source, cluster and namespace
-	maxPath          = 1 << 10   // bytes, of the path of a changed field, whose steps are matched against patterns
-	maxValue         = 64 << 10  // bytes, of a changed field's value before and after
-	maxText          = 16 << 10  // bytes, of an entity's labels and attributes: an incident tells of a hundred, and must fit in an answer
+	maxID            = event.MaxIDLen
+	maxName          = 1 << 10          // bytes, of an entity's id and name, and of a reason
+	maxWord          = event.MaxNameLen // of kind, source, cluster and namespace
+	maxPath          = 1 << 10          // bytes, of the path of a changed field, whose steps are matched against patterns
+	maxValue         = 64 << 10         // bytes, of a changed field's value before and after
+	maxText          = 16 << 10         // bytes, of an entity's labels and attributes: an incident tells of a hundred, and must fit in an answer
 	maxEntities      = 1024
 	maxRelationships = 4096
 	// maxAhead is how far a node's clock may be ahead of this one. An event of
 	// the far future would be the newest one of every timeline until then.
-	maxAhead = 24 * time.Hour
+	maxAhead = event.MaxAhead
 )
 
 // Codes of IngestError.
