@@ -24,6 +24,8 @@ import (
 	otlpsink "github.com/yairfalse/tapio/tapio/internal/sink/otlp"
 )
 
+const host = "node-7"
+
 // logs is a server of OTLP that does not always take what it gets.
 type logs struct {
 	collogpb.UnimplementedLogsServiceServer
@@ -68,7 +70,7 @@ func startLogs(t *testing.T, address string) *logs {
 }
 
 func open(t *testing.T, address string) *otlpsink.Sink {
-	s, err := otlpsink.Open(t.Context(), otlp.Config{Endpoint: address}, "tapio", map[string]string{event.HostName: "a"}, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	s, err := otlpsink.Open(t.Context(), otlp.Config{Endpoint: address}, "tapio", map[string]string{event.HostName: host}, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	require.NoError(t, err)
 	return s
 }
@@ -95,6 +97,7 @@ func flush(t *testing.T, s *otlpsink.Sink) {
 func number(n int) *eventv1.Event {
 	e := event.NewFactory().New(event.KindAgentSignalUnavailable, time.Unix(1_700_000_000+int64(n), 0), "tapio")
 	e.Metadata[event.TapioSignal], e.Metadata[event.TapioReason] = "test", strconv.Itoa(n)
+	e.Metadata[event.HostName] = host // OTLP groups records by where they are from and orders only within a group
 	return e
 }
 
