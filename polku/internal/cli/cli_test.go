@@ -11,17 +11,21 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
@@ -219,6 +223,56 @@ func TestAStopLosesNothing(t *testing.T) {
 }
 
 // Clients that connect and say nothing keep nobody out and take little memory.
+// A gateway that starts before its NATS servers waits for them, and says so.
+func TestNATSMayStartLater(t *testing.T) {
+	nats, probes := freePort(t), "127.0.0.1:"+strconv.Itoa(freePort(t))
+	arguments := []string{"--nats-url", fmt.Sprintf("nats://127.0.0.1:%d", nats), "--http-listen", probes}
+	probe := func(path string) (int, string) {
+		answer, err := http.Get("http://" + probes + path)
+		if err != nil {
+			return 0, err.Error()
+		}
+		body, err := io.ReadAll(answer.Body)
+		require.NoError(t, errors.Join(err, answer.Body.Close()))
+		return answer.StatusCode, string(body)
+	}
+	waits := func(p *process) {
+		require.Eventually(t, func() bool { return strings.Contains(p.said(), "waiting for NATS") }, patience, 10*time.Millisecond)
+		require.Eventually(t, func() bool { status, _ := probe("/healthz"); return status == http.StatusOK }, patience, 10*time.Millisecond, "it is alive")
+		status, body := probe("/readyz")
+		require.Equal(t, http.StatusServiceUnavailable, status)
+		require.Contains(t, body, "[-] log: being opened")
+	}
+
+	stopped := start(t, nil, os.Stderr, arguments...)
+	waits(stopped)
+	stopped.stop(t)
+
+	p := start(t, nil, os.Stderr, arguments...)
+	waits(p)
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: nats, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir()})
+	require.NoError(t, err)
+	s.Start()
+	defer s.WaitForShutdown()
+	defer s.Shutdown()
+	p.awaitReady(t)
+	require.Eventually(t, func() bool { status, _ := probe("/readyz"); return status == http.StatusOK }, patience, 10*time.Millisecond)
+	ack, err := p.client(t).SendEvent(t.Context(), &polkuv1.IngestEvent{Source: "s", Payload: &polkuv1.IngestEvent_Event{Event: typical(event.NewFactory(), 1)}})
+	require.NoError(t, err)
+	require.Empty(t, ack.GetErrors())
+	p.stop(t)
+}
+
+// freePort is a port that nobody has for now.
+func freePort(t *testing.T) int {
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer func() { require.NoError(t, l.Close()) }()
+	address, ok := l.Addr().(*net.TCPAddr)
+	require.True(t, ok)
+	return address.Port
+}
+
 func TestIdleClientsKeepNobodyOut(t *testing.T) {
 	idle := 10_000
 	if testing.Short() {

@@ -44,6 +44,7 @@ type process struct {
 	gateway  string // addresses
 	operator string
 	http     string
+	ready    chan struct{} // closed when it takes events
 	ended    chan error
 
 	mu  sync.Mutex
@@ -61,19 +62,26 @@ func run(t testing.TB, args ...string) *process {
 // file for its standard output.
 func runIn(t testing.TB, wrap []string, stdout *os.File, args ...string) *process {
 	t.Helper()
+	p := start(t, wrap, stdout, args...)
+	p.awaitReady(t)
+	return p
+}
+
+// start is runIn without the wait.
+func start(t testing.TB, wrap []string, stdout *os.File, args ...string) *process {
+	t.Helper()
 	self, err := os.Executable()
 	require.NoError(t, err)
 	args = append([]string{
 		"--listen", "127.0.0.1:0", "--operator-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--log-format", "json",
 	}, args...)
 	line := append(append(wrap, self), args...)
-	p := &process{cmd: exec.Command(line[0], line[1:]...), ended: make(chan error, 1)}
+	p := &process{cmd: exec.Command(line[0], line[1:]...), ready: make(chan struct{}), ended: make(chan error, 1)}
 	p.cmd.Env = append(os.Environ(), asPolku+"=1")
 	p.cmd.Stdout = stdout
 	stderr, err := p.cmd.StderrPipe()
 	require.NoError(t, err)
 	require.NoError(t, p.cmd.Start())
-	ready := make(chan struct{})
 	go func() {
 		lines := bufio.NewScanner(stderr)
 		for lines.Scan() {
@@ -83,7 +91,7 @@ func runIn(t testing.TB, wrap []string, stdout *os.File, args ...string) *proces
 			var record struct{ Msg, Address, Operator, HTTP string }
 			if json.Unmarshal(lines.Bytes(), &record) == nil && record.Msg == "taking events" {
 				p.gateway, p.operator, p.http = record.Address, record.Operator, record.HTTP
-				close(ready)
+				close(p.ready)
 			}
 		}
 		p.ended <- p.cmd.Wait()
@@ -94,14 +102,19 @@ func runIn(t testing.TB, wrap []string, stdout *os.File, args ...string) *proces
 			t.Logf("polku said:\n%s", p.said())
 		}
 	})
+	return p
+}
+
+// awaitReady waits until the process takes events.
+func (p *process) awaitReady(t testing.TB) {
+	t.Helper()
 	select {
-	case <-ready:
+	case <-p.ready:
 	case err := <-p.ended:
 		t.Fatalf("polku ended at once: %v\n%s", err, p.said())
 	case <-time.After(patience):
 		t.Fatalf("polku does not start:\n%s", p.said())
 	}
-	return p
 }
 
 func (p *process) said() string {

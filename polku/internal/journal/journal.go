@@ -10,7 +10,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
+	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -132,7 +136,9 @@ var (
 	ErrUnavailable = errors.New("the log cannot be written for now")
 )
 
-// Open opens the log and creates what is missing of it.
+// Open opens the log and creates what is missing of it. It waits for an external
+// NATS that does not answer, as its servers may start at the same time or elect
+// a leader, until ctx ends.
 func Open(ctx context.Context, config Config) (*Journal, error) {
 	config.DiskReserve = cmp.Or(config.DiskReserve, DefaultDiskReserve)
 	config.StoreTimeout = cmp.Or(config.StoreTimeout, DefaultStoreTimeout)
@@ -144,19 +150,53 @@ func Open(ctx context.Context, config Config) (*Journal, error) {
 	m.maxBytes.Set(float64(config.MaxBytes))
 	j := &Journal{config: config, metrics: m, slots: make(chan struct{}, maxPending), changed: make(chan struct{})}
 	j.life, j.endLife = context.WithCancel(context.Background())
-	if err := j.connect(); err != nil {
+	if err := j.await(ctx, j.connect); err != nil {
 		return nil, err
 	}
-	if err := j.prepare(ctx); err != nil {
+	if err := j.await(ctx, func() error { return j.prepare(ctx) }); err != nil {
 		return nil, errors.Join(err, j.Close())
 	}
-	if err := j.refresh(ctx); err != nil {
+	if err := j.await(ctx, func() error { return j.refresh(ctx) }); err != nil {
 		return nil, errors.Join(fmt.Errorf("read the state of the log: %w", err), j.Close())
 	}
 	watch, stop := context.WithCancel(context.WithoutCancel(ctx))
 	j.stop = stop
 	j.stopped.Go(func() { j.watch(watch) })
 	return j, nil
+}
+
+// await does a step of Open, again and again while servers elsewhere do not
+// answer. The embedded server always does.
+func (j *Journal) await(ctx context.Context, step func() error) error {
+	told := ""
+	for {
+		err := step()
+		if err == nil || j.config.URL == "" || !away(err) {
+			return err
+		}
+		if err.Error() != told {
+			told = err.Error()
+			j.config.Log.Warn("waiting for NATS", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		case <-time.After(refreshEvery):
+		}
+	}
+}
+
+// away reports whether an error means that servers cannot be reached or are not
+// ready, which passes by itself.
+func away(err error) bool {
+	var api *jetstream.APIError
+	if errors.As(err, &api) {
+		return api.Code == http.StatusServiceUnavailable
+	}
+	var network *net.OpError
+	return errors.As(err, &network) || slices.ContainsFunc([]error{
+		nats.ErrNoServers, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrConnectionClosed, context.DeadlineExceeded, io.EOF,
+	}, func(passing error) bool { return errors.Is(err, passing) })
 }
 
 func (j *Journal) connect() error {

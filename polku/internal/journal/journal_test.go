@@ -233,6 +233,24 @@ func onSmallDisk(t *testing.T) {
 // cluster starts three servers of NATS on loopback.
 func cluster(t *testing.T) []*server.Server {
 	t.Helper()
+	servers := prepareCluster(t)
+	for _, s := range servers {
+		s.Start()
+	}
+	require.Eventually(t, func() bool {
+		for _, s := range servers {
+			if s.JetStreamIsLeader() {
+				return everyPeerIsCurrent(s)
+			}
+		}
+		return false
+	}, patience, 10*time.Millisecond)
+	return servers
+}
+
+// prepareCluster makes three servers that do not run yet.
+func prepareCluster(t *testing.T) []*server.Server {
+	t.Helper()
 	// Routes need to know each other's ports before the servers start.
 	var routes []*url.URL
 	ports := make([]int, 3)
@@ -253,22 +271,51 @@ func cluster(t *testing.T) []*server.Server {
 			Cluster: server.ClusterOpts{Name: "polku", Host: "127.0.0.1", Port: ports[i]},
 		})
 		require.NoError(t, err)
-		s.Start()
 		t.Cleanup(func() {
 			s.Shutdown()
 			s.WaitForShutdown()
 		})
 		servers[i] = s
 	}
-	require.Eventually(t, func() bool {
-		for _, s := range servers {
-			if s.JetStreamIsLeader() {
-				return everyPeerIsCurrent(s)
-			}
-		}
-		return false
-	}, patience, 10*time.Millisecond)
 	return servers
+}
+
+// said passes on what was logged.
+type said chan string
+
+func (s said) Write(p []byte) (int, error) {
+	select {
+	case s <- string(p):
+	default:
+	}
+	return len(p), nil
+}
+
+// One server of three elects no leader. The gateway waits for the others.
+func TestAClusterWithoutALeaderIsAwaited(t *testing.T) {
+	servers := prepareCluster(t)
+	servers[0].Start()
+	require.True(t, servers[0].ReadyForConnections(patience))
+	log := make(said, 1)
+	opened := make(chan error, 1)
+	go func() {
+		j, err := journal.Open(t.Context(), journal.Config{
+			URL: servers[0].ClientURL(), Replicas: 3, MaxBytes: 64 << 20, Registry: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(log, nil)),
+		})
+		if err == nil {
+			err = errors.Join(j.Blocked(), j.Close())
+		}
+		opened <- err
+	}()
+	select {
+	case line := <-log:
+		require.Contains(t, line, "waiting for NATS")
+	case err := <-opened:
+		require.Fail(t, "did not wait", "%v", err)
+	}
+	servers[1].Start()
+	servers[2].Start()
+	require.NoError(t, <-opened)
 }
 
 func everyPeerIsCurrent(leader *server.Server) bool {

@@ -9,9 +9,11 @@ import (
 	"log/slog"
 	"net"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
 	"github.com/yairfalse/tapio/polku/internal/gateway"
@@ -77,6 +79,7 @@ type service struct {
 	registry *prometheus.Registry
 	log      *slog.Logger
 	started  time.Time
+	opened   atomic.Bool // the log
 
 	journal  *journal.Journal
 	gateway  *gateway.Gateway
@@ -86,22 +89,44 @@ type service struct {
 	http     *telemetry.Server
 }
 
-func (s *service) run(ctx context.Context) (err error) {
+func (s *service) run(ctx context.Context) error {
 	// The addresses first: a mistake in them is found before a log is made.
 	if err := s.listen(ctx); err != nil {
 		return err
 	}
-	c := s.config.Journal
-	c.Registry, c.Log = s.registry, s.log
-	if s.journal, err = journal.Open(ctx, c); err != nil {
-		return err
+	parts, ctx := errgroup.WithContext(ctx)
+	if s.http != nil { // it answers while the log is opened, which may take long
+		s.http.ReadyWhen("log", s.logWorks)
+		parts.Go(func() error { return s.http.Serve(ctx) })
 	}
-	defer func() { err = errors.Join(err, s.journal.Close()) }()
-	if err := s.assemble(ctx); err != nil {
-		return err
-	}
-	return s.serve(ctx)
+	parts.Go(func() (err error) {
+		c := s.config.Journal
+		c.Registry, c.Log = s.registry, s.log
+		if s.journal, err = journal.Open(ctx, c); err != nil {
+			if errors.Is(err, context.Canceled) {
+				return nil // a stop was asked for while NATS was away
+			}
+			return err
+		}
+		defer func() { err = errors.Join(err, s.journal.Close()) }()
+		s.opened.Store(true)
+		if err := s.assemble(ctx); err != nil {
+			return err
+		}
+		return s.serve(ctx)
+	})
+	return parts.Wait()
 }
+
+// logWorks says why the log takes nothing now.
+func (s *service) logWorks() error {
+	if !s.opened.Load() {
+		return errOpening
+	}
+	return s.journal.Blocked()
+}
+
+var errOpening = errors.New("being opened")
 
 func (s *service) listen(ctx context.Context) (err error) {
 	config := rpc.Config{
@@ -163,9 +188,6 @@ func (s *service) assemble(ctx context.Context) error {
 		Journal: s.journal, Routes: s.routes, Version: s.config.Version, Started: s.started,
 		Streams: s.gateway.Streams, Stopping: ctx.Done(),
 	})
-	if s.http != nil {
-		s.http.ReadyWhen("log", s.journal.Blocked)
-	}
 	return nil
 }
 
@@ -187,25 +209,12 @@ func (s *service) components(context.Context) map[string]*polkuv1.ComponentHealt
 // away first, then the routes stop where they are.
 func (s *service) serve(ctx context.Context) error {
 	debug.SetMemoryLimit(memoryLimit)
-	ctx, fail := context.WithCancel(ctx)
-	defer fail()
 	routing, stopRouting := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopRouting()
 
-	var parts []chan error
-	start := func(run func() error) {
-		done := make(chan error, 1)
-		parts = append(parts, done)
-		go func() {
-			defer fail()
-			done <- run()
-		}()
-	}
-	start(func() error { return s.ingest.Serve(ctx) })
-	start(func() error { return s.operator.Serve(ctx) })
-	if s.http != nil {
-		start(func() error { return s.http.Serve(ctx) })
-	}
+	servers, ctx := errgroup.WithContext(ctx)
+	servers.Go(func() error { return s.ingest.Serve(ctx) })
+	servers.Go(func() error { return s.operator.Serve(ctx) })
 	routed := make(chan error, 1)
 	go func() { routed <- s.routes.Run(routing) }()
 
@@ -213,18 +222,14 @@ func (s *service) serve(ctx context.Context) error {
 	<-ctx.Done()
 	s.log.Info("stopping")
 	s.gateway.Stop()
-	var errs []error
-	for _, done := range parts {
-		errs = append(errs, <-done)
-	}
+	err := servers.Wait()
 	stopRouting()
 	select {
-	case err := <-routed:
-		errs = append(errs, err)
+	case routes := <-routed:
+		return errors.Join(err, routes)
 	case <-time.After(stopWithin):
-		errs = append(errs, fmt.Errorf("a route did not stop within %s: what it delivered since its cursor comes again", stopWithin))
+		return errors.Join(err, fmt.Errorf("a route did not stop within %s: what it delivered since its cursor comes again", stopWithin))
 	}
-	return errors.Join(errs...)
 }
 
 func (s *service) ready() {
