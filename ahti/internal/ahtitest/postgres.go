@@ -61,12 +61,12 @@ func (p *Postgres) init() error {
 	if err := p.run("initdb", "-D", p.dir+"/data", "-A", "trust", "-U", "ahti", "--no-sync", "-E", "UTF8", "--locale", "C.UTF-8"); err != nil {
 		return err
 	}
-	return p.start()
+	return p.Start()
 }
 
-// start starts the server and waits until it answers. It ends with this process,
-// however that ends.
-func (p *Postgres) start() error {
+// Start starts the server, which Database does the first time, and waits until it
+// answers. It ends with this process, however that ends.
+func (p *Postgres) Start() error {
 	args := []string{"-D", p.dir + "/data", "-c", "listen_addresses=", "-k", p.dir}
 	for _, o := range p.options {
 		args = append(args, "-c", o)
@@ -101,8 +101,8 @@ func (p *Postgres) start() error {
 	}
 }
 
-// crash ends the server without order, and waits for its end.
-func (p *Postgres) crash() error {
+// Crash ends the server without order, and waits for its end.
+func (p *Postgres) Crash() error {
 	if err := p.cmd.Process.Signal(syscall.SIGQUIT); err != nil {
 		return fmt.Errorf("end PostgreSQL: %w", err)
 	}
@@ -142,15 +142,7 @@ func (p *Postgres) Stop() error {
 	if p.cmd == nil {
 		return os.RemoveAll(p.dir)
 	}
-	return errors.Join(p.crash(), os.RemoveAll(p.dir))
-}
-
-// Restart ends the server as a crash does and starts it again.
-func (p *Postgres) Restart() error {
-	if err := p.crash(); err != nil {
-		return err
-	}
-	return p.start()
+	return errors.Join(p.Crash(), os.RemoveAll(p.dir))
 }
 
 // Database makes an empty database and returns its URL.

@@ -88,6 +88,9 @@ func Run(ctx context.Context, config Config) (err error) {
 	config.Store.Log = config.Log
 	s, err := store.Open(ctx, config.Store)
 	if err != nil {
+		if ctx.Err() != nil { // a stop was asked for while the database was away
+			return ended(ctx)
+		}
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
@@ -170,10 +173,18 @@ func Run(ctx context.Context, config Config) (err error) {
 	background.Wait()
 	stopWriting()
 	err = errors.Join(err, <-end, <-kept)
-	if cause := context.Cause(ctx); err == nil && cause != nil && !errors.Is(cause, context.Canceled) {
-		err = cause
+	if err == nil {
+		err = ended(ctx)
 	}
 	return err
+}
+
+// ended says why a run ended; nil when that was asked for.
+func ended(ctx context.Context) error {
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
 }
 
 // maxMessage is the largest request, bytes: the largest events of a batch come

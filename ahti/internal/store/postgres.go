@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 )
@@ -16,6 +19,8 @@ const (
 	postgresReaders = 8
 	// connectTimeout is how long to wait for the server.
 	connectTimeout = 10 * time.Second
+	// connectEvery is how often a server that cannot be reached is tried.
+	connectEvery = 500 * time.Millisecond
 )
 
 // openPostgres connects to any server that speaks the protocol: nothing beyond
@@ -45,8 +50,46 @@ func (s *Store) openPostgres(ctx context.Context, url string) error {
 	s.close = append(s.close, s.read.Close)
 	s.read.SetMaxOpenConns(postgresReaders)
 	s.read.SetMaxIdleConns(postgresReaders)
-	if err := s.write.PingContext(ctx); err != nil {
-		return errors.Join(fmt.Errorf("connect to PostgreSQL on %s: %w", config.Host, err))
+	return s.awaitPostgres(ctx, config.Host)
+}
+
+// awaitPostgres connects, and waits for a server that may start at the same time
+// as ahti, until ctx ends.
+func (s *Store) awaitPostgres(ctx context.Context, host string) error {
+	told := ""
+	for {
+		err := s.write.PingContext(ctx)
+		if err == nil {
+			return nil
+		}
+		err = fmt.Errorf("connect to PostgreSQL on %s: %w", host, err)
+		if !away(err) {
+			return err
+		}
+		if err.Error() != told {
+			told = err.Error()
+			s.log.Warn("waiting for PostgreSQL", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		case <-time.After(connectEvery):
+		}
 	}
-	return nil
+}
+
+// away reports whether an error means that the server cannot be reached or takes
+// no connections yet, which passes by itself.
+func away(err error) bool {
+	var answer *pgconn.PgError
+	if errors.As(err, &answer) {
+		switch answer.Code {
+		case "57P01", "57P02", "57P03", "53300": // shuts down, crashed, starts up, too many connections
+			return true
+		}
+		return false
+	}
+	var network *net.OpError
+	var name *net.DNSError
+	return errors.As(err, &network) || errors.As(err, &name) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.ErrUnexpectedEOF)
 }

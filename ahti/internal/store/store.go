@@ -76,7 +76,8 @@ type dialect struct {
 	mapFailure func(error) error
 }
 
-// Open opens the database and brings its schema up to date.
+// Open opens the database and brings its schema up to date. It waits for a
+// PostgreSQL server that is away, until ctx ends.
 func Open(ctx context.Context, config Config) (*Store, error) {
 	s := &Store{log: config.Log}
 	s.prepared.write, s.prepared.read = map[string]*sql.Stmt{}, map[string]*sql.Stmt{}

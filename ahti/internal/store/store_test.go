@@ -494,7 +494,8 @@ func TestPostgresRestarts(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, own.Stop()) })
 	s := open(t, store.Config{URL: own.Database(t)})
 	appendAll(t, s, workload.Event(0))
-	require.NoError(t, own.Restart())
+	require.NoError(t, own.Crash())
+	require.NoError(t, own.Start())
 
 	require.Eventually(t, func() bool {
 		_, err := s.Missed(context.Background())
@@ -522,6 +523,52 @@ func TestTheLaterOneWrites(t *testing.T) {
 	require.Equal(t, workload.Event(2).GetId(), found.GetId())
 }
 
+// said passes on what was logged.
+type said chan string
+
+func (s said) Write(p []byte) (int, error) {
+	select {
+	case s <- string(p):
+	default:
+	}
+	return len(p), nil
+}
+
+// A database server that starts after ahti is awaited until ahti is to stop.
+func TestAServerThatIsAwayIsAwaited(t *testing.T) {
+	own := ahtitest.NewPostgres("fsync=off")
+	t.Cleanup(func() { require.NoError(t, own.Stop()) })
+	config := store.Config{URL: own.Database(t)}
+	require.NoError(t, own.Crash())
+	attempt := func(ctx context.Context) <-chan error {
+		log := make(said, 1)
+		config.Log = slog.New(slog.NewTextHandler(log, nil))
+		opened := make(chan error, 1)
+		go func() {
+			s, err := store.Open(ctx, config)
+			if err == nil {
+				err = s.Close()
+			}
+			opened <- err
+		}()
+		select {
+		case line := <-log:
+			require.Contains(t, line, "waiting for PostgreSQL")
+		case err := <-opened:
+			require.Fail(t, "did not wait", "%v", err)
+		}
+		return opened
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	stopped := attempt(ctx)
+	cancel()
+	require.ErrorIs(t, <-stopped, context.Canceled)
+
+	opened := attempt(t.Context())
+	require.NoError(t, own.Start())
+	require.NoError(t, <-opened)
+}
+
 func TestOpenFails(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
@@ -529,6 +576,7 @@ func TestOpenFails(t *testing.T) {
 	open(t, store.Config{Dir: used})
 	damaged := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(damaged, "ahti.db"), []byte("this is not a database, whatever its name says"), 0o600))
+	missing := strings.Replace(postgres.Database(t), "/test", "/missing", 1)
 	tests := []struct {
 		name   string
 		config store.Config
@@ -537,7 +585,7 @@ func TestOpenFails(t *testing.T) {
 		{"a file for a directory", store.Config{Dir: file}, "set --data-dir"},
 		{"in use", store.Config{Dir: used}, "another ahti uses this data directory"},
 		{"damaged", store.Config{Dir: damaged}, "restore a backup"},
-		{"nobody listens", store.Config{URL: "postgres://ahti:secret@127.0.0.1:1/ahti"}, "connect to PostgreSQL on 127.0.0.1"},
+		{"no such database", store.Config{URL: missing}, "does not exist"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
