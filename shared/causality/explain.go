@@ -75,24 +75,34 @@ type explanation struct {
 	reached    []*vertex
 	candidates []candidate
 	preceded   []*change // all changes within reach that came before
-	waiting    []wait
+	ended      uint64    // digest of the runs that had ended before
 	governing  []*policies
 	nodes      int // how many nodes the cluster had; -1 when it does not matter
 }
 
-// wait is a run that had ended before the one that is explained began. If it
-// goes on after all, the explanation has to be made anew.
-type wait struct {
-	run  *run
-	last stamp
-}
-
-// current says whether nothing that the explanation rests on has changed.
-func (x *explanation) current(epoch uint64) bool {
+// current says whether nothing that the explanation of a run rests on has changed.
+func (x *explanation) current(r *run, rows []*modeRow, epoch uint64) bool {
 	return x.made && x.epoch == epoch &&
 		!slices.ContainsFunc(x.reached, func(v *vertex) bool { return v.touched > x.clock }) &&
 		!slices.ContainsFunc(x.governing, func(p *policies) bool { return p.touched > x.clock }) &&
-		!slices.ContainsFunc(x.waiting, func(w wait) bool { return w.run.last != w.last })
+		x.ended == endedBefore(r, rows, x.reached)
+}
+
+// endedBefore returns a digest of the runs that may have caused a run and had
+// ended when it began. If one of them goes on after all, which touches no vertex,
+// the run has to be explained anew. There can be so many that a list of them for
+// each run would take most of the memory.
+func endedBefore(r *run, rows []*modeRow, reached []*vertex) uint64 {
+	const prime = 1099511628211 // of FNV-1a
+	digest := uint64(14695981039346656037)
+	for _, v := range reached {
+		for _, o := range v.runs {
+			if o != r && o.last.at < r.first.at && slices.ContainsFunc(rows, func(row *modeRow) bool { return row.followsFrom(o, r) }) {
+				digest = (digest ^ uint64(o.last.at)) * prime
+			}
+		}
+	}
+	return digest
 }
 
 // explain returns the explanation of a run, from the cache when nothing that it
@@ -103,11 +113,11 @@ func (e *Engine) explain(r *run) *explanation {
 	if x.checked == e.question && x.made {
 		return x
 	}
-	if x.current(e.epoch) && (x.nodes < 0 || x.nodes == len(e.graph.nodes[r.vertex.cluster])) {
+	rows := e.modes.explainer[r.name]
+	if x.current(r, rows, e.epoch) && (x.nodes < 0 || x.nodes == len(e.graph.nodes[r.vertex.cluster])) {
 		x.checked, x.root = e.question, nil
 		return x
 	}
-	rows := e.modes.explainer[r.name]
 	s := search{graph: e.graph, start: r.vertex, peer: r.peer, at: r.first.at, steps: e.steps, want: map[Where]bool{}}
 	for _, row := range rows {
 		for _, w := range row.Where {
@@ -126,6 +136,7 @@ func (e *Engine) explain(r *run) *explanation {
 		}
 		e.candidatesAt(x, r, rows, places, i, best)
 	}
+	x.ended = endedBefore(r, rows, x.reached)
 	// A node that is not there yet touches nothing that was reached.
 	x.nodes = -1
 	if s.want[Cluster] {
@@ -195,9 +206,6 @@ func (e *Engine) candidatesAt(x *explanation, r *run, rows []*modeRow, places []
 		for _, row := range rows {
 			if !row.followsFrom(o, r) || !slices.Contains(row.Where, p.where) {
 				continue
-			}
-			if o.last.at < r.first.at {
-				x.waiting = append(x.waiting, wait{o, o.last})
 			}
 			delay := time.Duration(max(r.first.at-o.last.at, 0))
 			if delay > row.Within {
