@@ -939,7 +939,8 @@ func (x *ContainerEventData) GetCgroupPath() string {
 // K8sEventData describes an object of the Kubernetes API.
 type K8SEventData struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Kind of the object in lower case, such as "deployment".
+	// Kind of the object as Kubernetes writes it, such as "Deployment"; readers
+	// take any case.
 	ResourceType string `protobuf:"bytes,1,opt,name=resource_type,json=resourceType,proto3" json:"resource_type,omitempty"`
 	// Name of the object.
 	ResourceName string `protobuf:"bytes,2,opt,name=resource_name,json=resourceName,proto3" json:"resource_name,omitempty"`
@@ -975,7 +976,10 @@ type K8SEventData struct {
 	Links []*ObjectLink `protobuf:"bytes,105,rep,name=links,proto3" json:"links,omitempty"`
 	// Whether the change was found by comparing two lists after an absence: it
 	// happened at some time before the event's, not at it.
-	Gap           bool `protobuf:"varint,106,opt,name=gap,proto3" json:"gap,omitempty"`
+	Gap bool `protobuf:"varint,106,opt,name=gap,proto3" json:"gap,omitempty"`
+	// How often Kubernetes has seen what a Kubernetes Event tells, since its first
+	// time: its count or series.count. 0 where that is not known.
+	Count         int32 `protobuf:"varint,107,opt,name=count,proto3" json:"count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1122,10 +1126,17 @@ func (x *K8SEventData) GetGap() bool {
 	return false
 }
 
+func (x *K8SEventData) GetCount() int32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 // ObjectReference names one object of the Kubernetes API.
 type ObjectReference struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Kind in lower case, such as "deployment".
+	// Kind as Kubernetes writes it, such as "Deployment"; readers take any case.
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	// Namespace; empty for a cluster-wide kind.
 	Namespace string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -1667,7 +1678,7 @@ const file_polku_event_v1_event_proto_rawDesc = "" +
 	"disk_usage\x18\v \x01(\x04R\tdiskUsage\x12\x16\n" +
 	"\x06signal\x18\f \x01(\x05R\x06signal\x12\x1f\n" +
 	"\vcgroup_path\x18\r \x01(\tR\n" +
-	"cgroupPath\"\xf5\x04\n" +
+	"cgroupPath\"\x8b\x05\n" +
 	"\fK8sEventData\x12#\n" +
 	"\rresource_type\x18\x01 \x01(\tR\fresourceType\x12#\n" +
 	"\rresource_name\x18\x02 \x01(\tR\fresourceName\x12\x1c\n" +
@@ -1686,7 +1697,8 @@ const file_polku_event_v1_event_proto_rawDesc = "" +
 	"\achanges\x18g \x03(\v2\x1b.polku.event.v1.FieldChangeR\achanges\x127\n" +
 	"\x06owners\x18h \x03(\v2\x1f.polku.event.v1.ObjectReferenceR\x06owners\x120\n" +
 	"\x05links\x18i \x03(\v2\x1a.polku.event.v1.ObjectLinkR\x05links\x12\x10\n" +
-	"\x03gap\x18j \x01(\bR\x03gap\"i\n" +
+	"\x03gap\x18j \x01(\bR\x03gap\x12\x14\n" +
+	"\x05count\x18k \x01(\x05R\x05count\"i\n" +
 	"\x0fObjectReference\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
