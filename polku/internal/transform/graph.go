@@ -26,7 +26,10 @@ type graph struct {
 	things []*thing
 	// index finds things when there are too many to look through.
 	index map[key]*thing
-	err   error
+	// links is how many more owners, links and container states have room, and
+	// dropped how many had none.
+	links, dropped int
+	err            error
 }
 
 // thing is an entity with the reference that all relationships share.
@@ -40,7 +43,7 @@ type key struct {
 	id   string
 }
 
-func newGraph(out *ahtiv1.AhtiEvent, labels map[string]string) *graph {
+func newGraph(out *ahtiv1.AhtiEvent, labels map[string]string, links int) *graph {
 	out.Entities = make([]*ahtiv1.Entity, 0, few)
 	out.Relationships = make([]*ahtiv1.Relationship, 0, few)
 	g := &graph{
@@ -48,6 +51,7 @@ func newGraph(out *ahtiv1.AhtiEvent, labels map[string]string) *graph {
 		labels: labels,
 		host:   cmp.Or(labels[event.K8sNodeName], labels[event.HostName]),
 		things: make([]*thing, 0, few),
+		links:  links,
 	}
 	g.check(out.GetCluster())
 	return g
@@ -141,7 +145,7 @@ func (g *graph) addNamespace(namespace string) {
 
 // describe sets an attribute unless its value is empty.
 func (t *thing) describe(name, value string) {
-	if t == nil || value == "" {
+	if t == nil || name == "" || value == "" {
 		return
 	}
 	if t.entity.Attributes == nil {

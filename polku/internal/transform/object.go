@@ -16,6 +16,13 @@ const (
 	clusterIP = "k8s.service.cluster_ip"
 )
 
+// Attributes by which the causality engine knows for how long an object has been
+// there, and since when it is told to go.
+const (
+	attributeCreated  = "creation_timestamp"
+	attributeDeleting = "deletion_timestamp"
+)
+
 // objectOf returns the object of the Kubernetes API that an event is about, its
 // kind in lower case; false when it is about none.
 func objectOf(e *eventv1.Event) (*eventv1.ObjectReference, bool) {
@@ -80,6 +87,10 @@ func (g *graph) addObject(e *eventv1.Event, object *eventv1.ObjectReference) {
 	deleted := isChange && strings.HasSuffix(e.GetEventType(), ".deleted")
 	if isChange {
 		describeObject(subject, k)
+		for _, c := range k.GetChanges() {
+			subject.describe(attributeOf(c.GetPath()), c.GetNew())
+			g.addContainerStatus(subject, c)
+		}
 		subject.entity.State = ahtiv1.EntityState_ENTITY_STATE_ACTIVE
 	}
 	if deleted {
@@ -97,6 +108,9 @@ func (g *graph) addObject(e *eventv1.Event, object *eventv1.ObjectReference) {
 	owned := subject
 	var service *thing
 	for i, o := range k.GetOwners() {
+		if !g.room() {
+			continue
+		}
 		owner := g.addReference(o)
 		if owner == nil {
 			continue
@@ -124,12 +138,18 @@ func (g *graph) addObject(e *eventv1.Event, object *eventv1.ObjectReference) {
 				continue // another slice of the Service may have the pod
 			}
 		}
+		if !g.room() {
+			continue
+		}
 		r := g.tie(kind, source, g.addReference(link.GetTarget()))
 		if endIfDeleted(r); link.GetRemoved() {
 			g.end(r)
 		}
 	}
 
+	if !isChange {
+		g.addWebhook(subject, k.GetMessage())
+	}
 	for _, name := range [...]string{podIP, clusterIP} {
 		address := g.labels[name]
 		if isChange {
@@ -144,6 +164,56 @@ func (g *graph) addObject(e *eventv1.Event, object *eventv1.ObjectReference) {
 		namespace = object.GetName()
 	}
 	g.addNamespace(namespace)
+}
+
+// attributeOf returns the attribute that keeps a field of the metadata: when an
+// object was made, which a watcher that starts later did not see, and that it was
+// told to go. Nothing for other fields.
+func attributeOf(path string) string {
+	switch path {
+	case "metadata.creationTimestamp":
+		return attributeCreated
+	case "metadata.deletionTimestamp":
+		return attributeDeleting
+	}
+	return ""
+}
+
+// addContainerStatus adds the container that a pod's status names: an agent knows
+// it by its id only.
+func (g *graph) addContainerStatus(pod *thing, c *eventv1.FieldChange) {
+	path, ok := strings.CutSuffix(c.GetPath(), "].containerID")
+	if !ok || pod.entity.GetType() != ahtiv1.EntityType_ENTITY_TYPE_POD {
+		return
+	}
+	list, name, ok := strings.Cut(path, "[")
+	if !ok || !strings.HasPrefix(list, "status.") {
+		return
+	}
+	// The API writes the runtime before the id: containerd://…
+	if _, id, ok := strings.Cut(c.GetNew(), "://"); ok && g.room() {
+		container := g.add(ahtiv1.EntityType_ENTITY_TYPE_CONTAINER, id, name, pod.entity.GetNamespace())
+		g.tie(ahtiv1.RelationshipType_RELATIONSHIP_TYPE_OWNS, pod, container)
+	}
+}
+
+// addWebhook ties an object whose pods a webhook keeps from being made to the
+// Service that stands behind the webhook, whose name the API server tells in the
+// address that it called: https://NAME.NAMESPACE.svc:443/PATH.
+func (g *graph) addWebhook(caller *thing, message string) {
+	_, call, ok := strings.Cut(message, "failed calling webhook ")
+	if !ok {
+		return
+	}
+	_, host, ok := strings.Cut(call, `"https://`)
+	if !ok {
+		return
+	}
+	host = host[:max(0, strings.IndexAny(host, `:/?"`))]
+	if part := strings.Split(host, "."); len(part) >= 3 && part[2] == "svc" {
+		service := g.addReference(&eventv1.ObjectReference{Kind: "service", Namespace: part[1], Name: part[0]})
+		g.tie(ahtiv1.RelationshipType_RELATIONSHIP_TYPE_DEPENDS_ON, caller, service)
+	}
 }
 
 // addressOf returns the metadata key of the address that objects of a type make

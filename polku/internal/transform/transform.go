@@ -31,7 +31,9 @@ const (
 // with e: neither may be changed afterwards.
 //
 // It fails when e has no kind, has no id or one longer than event.MaxIDLen, or
-// names a thing by more than MaxNameLen bytes. Such an event will never be taken; trying again is useless.
+// names a thing by more than MaxNameLen bytes. Such an event will never be taken;
+// trying again is useless. Of one that names more things than AHTI takes, the
+// surplus is left out and counted in a label.
 func Event(e *eventv1.Event) (*ahtiv1.AhtiEvent, error) {
 	switch {
 	case e == nil:
@@ -43,6 +45,19 @@ func Event(e *eventv1.Event) (*ahtiv1.AhtiEvent, error) {
 	case e.GetEventType() == "":
 		return nil, errors.New("transform event: it has no event_type: set its kind")
 	}
+	for links := maxLinks; ; links /= 2 {
+		out, err := build(e, links)
+		if err != nil {
+			return nil, err
+		}
+		if links == 0 || !tooLarge(out) {
+			return out, nil
+		}
+	}
+}
+
+// build makes the event with at most so many owners, links and container states.
+func build(e *eventv1.Event, links int) (*ahtiv1.AhtiEvent, error) {
 	m := e.GetMetadata()
 	out := &ahtiv1.AhtiEvent{
 		Id:         e.GetId(),
@@ -61,12 +76,13 @@ func Event(e *eventv1.Event) (*ahtiv1.AhtiEvent, error) {
 		Payload:    e.GetPayload(),
 	}
 	copyData(out, e)
-	g := newGraph(out, m)
+	g := newGraph(out, m, links)
 	if object, ok := objectOf(e); ok {
 		g.addObject(e, object)
 	} else {
 		g.addNodeEvent(e)
 	}
+	note(out, droppedLinks, g.dropped)
 	return out, g.err
 }
 
@@ -79,7 +95,9 @@ func copyData(out *ahtiv1.AhtiEvent, e *eventv1.Event) {
 	case *eventv1.Event_Container:
 		out.Data = &ahtiv1.AhtiEvent_Container{Container: d.Container}
 	case *eventv1.Event_K8S:
-		out.Data = &ahtiv1.AhtiEvent_K8S{K8S: d.K8S}
+		data, cut := fitChanges(d.K8S)
+		out.Data = &ahtiv1.AhtiEvent_K8S{K8S: data}
+		note(out, cutChanges, cut)
 	case *eventv1.Event_Process:
 		out.Data = &ahtiv1.AhtiEvent_Process{Process: d.Process}
 	case *eventv1.Event_Resource:

@@ -96,32 +96,32 @@ func TestClassAndEntityOfAnObject(t *testing.T) {
 		id     string
 	}{
 		{"Pod", ahtiv1.EventType_EVENT_TYPE_POD, ahtiv1.EntityType_ENTITY_TYPE_POD, "u"},
-		{"deployment", ahtiv1.EventType_EVENT_TYPE_DEPLOYMENT, ahtiv1.EntityType_ENTITY_TYPE_DEPLOYMENT, "u"},
-		{"replicaset", ahtiv1.EventType_EVENT_TYPE_DEPLOYMENT, ahtiv1.EntityType_ENTITY_TYPE_REPLICASET, "u"},
-		{"statefulset", ahtiv1.EventType_EVENT_TYPE_DEPLOYMENT, ahtiv1.EntityType_ENTITY_TYPE_STATEFULSET, "u"},
-		{"daemonset", ahtiv1.EventType_EVENT_TYPE_DEPLOYMENT, ahtiv1.EntityType_ENTITY_TYPE_DAEMONSET, "u"},
-		{"job", ahtiv1.EventType_EVENT_TYPE_DEPLOYMENT, ahtiv1.EntityType_ENTITY_TYPE_JOB, "u"},
-		{"cronjob", ahtiv1.EventType_EVENT_TYPE_DEPLOYMENT, ahtiv1.EntityType_ENTITY_TYPE_CRONJOB, "u"},
-		{"service", ahtiv1.EventType_EVENT_TYPE_SERVICE, ahtiv1.EntityType_ENTITY_TYPE_SERVICE, "u"},
-		{"endpointslice", ahtiv1.EventType_EVENT_TYPE_SERVICE, ahtiv1.EntityType_ENTITY_TYPE_OBJECT, "endpointslice/u"},
-		{"ingress", ahtiv1.EventType_EVENT_TYPE_SERVICE, ahtiv1.EntityType_ENTITY_TYPE_INGRESS, "u"},
-		{"persistentvolumeclaim", ahtiv1.EventType_EVENT_TYPE_VOLUME, ahtiv1.EntityType_ENTITY_TYPE_PVC, "u"},
-		{"persistentvolume", ahtiv1.EventType_EVENT_TYPE_VOLUME, ahtiv1.EntityType_ENTITY_TYPE_PV, "u"},
-		{"configmap", ahtiv1.EventType_EVENT_TYPE_CONFIG, ahtiv1.EntityType_ENTITY_TYPE_CONFIGMAP, "u"},
-		{"secret", ahtiv1.EventType_EVENT_TYPE_CONFIG, ahtiv1.EntityType_ENTITY_TYPE_SECRET, "u"},
-		{"horizontalpodautoscaler", ahtiv1.EventType_EVENT_TYPE_CONFIG, ahtiv1.EntityType_ENTITY_TYPE_HPA, "u"},
-		{"poddisruptionbudget", ahtiv1.EventType_EVENT_TYPE_CONFIG, ahtiv1.EntityType_ENTITY_TYPE_PDB, "u"},
-		{"networkpolicy", ahtiv1.EventType_EVENT_TYPE_CONFIG, ahtiv1.EntityType_ENTITY_TYPE_NETWORKPOLICY, "u"},
-		{"resourcequota", ahtiv1.EventType_EVENT_TYPE_CONFIG, ahtiv1.EntityType_ENTITY_TYPE_RESOURCEQUOTA, "u"},
-		{"limitrange", ahtiv1.EventType_EVENT_TYPE_CONFIG, ahtiv1.EntityType_ENTITY_TYPE_LIMITRANGE, "u"},
-		{"node", ahtiv1.EventType_EVENT_TYPE_CLUSTER, ahtiv1.EntityType_ENTITY_TYPE_NODE, "n"},
-		{"namespace", ahtiv1.EventType_EVENT_TYPE_CLUSTER, ahtiv1.EntityType_ENTITY_TYPE_NAMESPACE, "n"},
-		{"rollout", ahtiv1.EventType_EVENT_TYPE_UNSPECIFIED, ahtiv1.EntityType_ENTITY_TYPE_OBJECT, "rollout/u"},
+		{"Deployment", ahtiv1.EventType_EVENT_TYPE_DEPLOYMENT, ahtiv1.EntityType_ENTITY_TYPE_DEPLOYMENT, "u"},
+		{"ReplicaSet", ahtiv1.EventType_EVENT_TYPE_DEPLOYMENT, ahtiv1.EntityType_ENTITY_TYPE_REPLICASET, "u"},
+		{"StatefulSet", ahtiv1.EventType_EVENT_TYPE_DEPLOYMENT, ahtiv1.EntityType_ENTITY_TYPE_STATEFULSET, "u"},
+		{"DaemonSet", ahtiv1.EventType_EVENT_TYPE_DEPLOYMENT, ahtiv1.EntityType_ENTITY_TYPE_DAEMONSET, "u"},
+		{"Job", ahtiv1.EventType_EVENT_TYPE_DEPLOYMENT, ahtiv1.EntityType_ENTITY_TYPE_JOB, "u"},
+		{"CronJob", ahtiv1.EventType_EVENT_TYPE_DEPLOYMENT, ahtiv1.EntityType_ENTITY_TYPE_CRONJOB, "u"},
+		{"Service", ahtiv1.EventType_EVENT_TYPE_SERVICE, ahtiv1.EntityType_ENTITY_TYPE_SERVICE, "u"},
+		{"EndpointSlice", ahtiv1.EventType_EVENT_TYPE_SERVICE, ahtiv1.EntityType_ENTITY_TYPE_OBJECT, "endpointslice/u"},
+		{"Ingress", ahtiv1.EventType_EVENT_TYPE_SERVICE, ahtiv1.EntityType_ENTITY_TYPE_INGRESS, "u"},
+		{"PersistentVolumeClaim", ahtiv1.EventType_EVENT_TYPE_VOLUME, ahtiv1.EntityType_ENTITY_TYPE_PVC, "u"},
+		{"PersistentVolume", ahtiv1.EventType_EVENT_TYPE_VOLUME, ahtiv1.EntityType_ENTITY_TYPE_PV, "u"},
+		{"ConfigMap", ahtiv1.EventType_EVENT_TYPE_CONFIG, ahtiv1.EntityType_ENTITY_TYPE_CONFIGMAP, "u"},
+		{"Secret", ahtiv1.EventType_EVENT_TYPE_CONFIG, ahtiv1.EntityType_ENTITY_TYPE_SECRET, "u"},
+		{"HorizontalPodAutoscaler", ahtiv1.EventType_EVENT_TYPE_CONFIG, ahtiv1.EntityType_ENTITY_TYPE_HPA, "u"},
+		{"PodDisruptionBudget", ahtiv1.EventType_EVENT_TYPE_CONFIG, ahtiv1.EntityType_ENTITY_TYPE_PDB, "u"},
+		{"NetworkPolicy", ahtiv1.EventType_EVENT_TYPE_CONFIG, ahtiv1.EntityType_ENTITY_TYPE_NETWORKPOLICY, "u"},
+		{"ResourceQuota", ahtiv1.EventType_EVENT_TYPE_CONFIG, ahtiv1.EntityType_ENTITY_TYPE_RESOURCEQUOTA, "u"},
+		{"LimitRange", ahtiv1.EventType_EVENT_TYPE_CONFIG, ahtiv1.EntityType_ENTITY_TYPE_LIMITRANGE, "u"},
+		{"Node", ahtiv1.EventType_EVENT_TYPE_CLUSTER, ahtiv1.EntityType_ENTITY_TYPE_NODE, "n"},
+		{"Namespace", ahtiv1.EventType_EVENT_TYPE_CLUSTER, ahtiv1.EntityType_ENTITY_TYPE_NAMESPACE, "n"},
+		{"Rollout", ahtiv1.EventType_EVENT_TYPE_UNSPECIFIED, ahtiv1.EntityType_ENTITY_TYPE_OBJECT, "rollout/u"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.kind, func(t *testing.T) {
 			object := &eventv1.ObjectReference{Kind: tt.kind, Name: "n", Uid: "u"}
-			for _, kind := range []string{"k8s." + strings.ToLower(tt.kind) + ".created", "k8s.event.Something"} {
+			for _, kind := range []string{"k8s." + eventWord(tt.kind) + ".created", "k8s.event.Something"} {
 				out, err := transform.Event(&eventv1.Event{
 					Id: "id", EventType: kind,
 					Data: &eventv1.Event_K8S{K8S: &eventv1.K8SEventData{Object: object}},
@@ -272,22 +272,85 @@ func TestDuration(t *testing.T) {
 	}
 }
 
-// A Service may have thousands of pods in one slice.
-func TestManyLinks(t *testing.T) {
-	const pods = 5000
+// AHTI refuses an event that names more than it takes. What is too much is left
+// out and counted, so that the rest is known.
+func TestSurplusLinksAreLeftOutAndCounted(t *testing.T) {
+	long := strings.Repeat("x", transform.MaxNameLen-8)
+	for _, tt := range []struct {
+		name    string
+		pods    int
+		id      string
+		dropped string
+	}{
+		{"the most that one slice has", 1000, "", ""},
+		{"more than AHTI takes", 5000, "", "3985"},
+		{"long names", 120, long, "58"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			k := &eventv1.K8SEventData{
+				Object: &eventv1.ObjectReference{Kind: "EndpointSlice", Namespace: "shop", Name: "api-x", Uid: "slice"},
+				Owners: []*eventv1.ObjectReference{{Kind: "Service", Namespace: "shop", Name: "api", Uid: "service"}},
+			}
+			for i := range tt.pods {
+				pod := &eventv1.ObjectReference{Kind: "Pod", Namespace: "shop", Name: tt.id, Uid: tt.id + "pod-" + strconv.Itoa(i)}
+				k.Links = append(k.Links, &eventv1.ObjectLink{Type: "exposes", Target: pod})
+			}
+			metadata := map[string]string{event.K8sClusterName: "prod"}
+			out, err := transform.Event(&eventv1.Event{Id: "a", EventType: "k8s.endpointslice.updated", Metadata: metadata, Data: &eventv1.Event_K8S{K8S: k}})
+			require.NoError(t, err)
+			require.LessOrEqual(t, len(out.GetEntities()), transform.MaxEntities)
+			require.LessOrEqual(t, proto.Size(out), transform.MaxSize)
+			require.Equal(t, tt.dropped, out.GetLabels()["tapio.transform.dropped_links"])
+			require.Len(t, metadata, 1, "the event is as it was")
+			dropped, _ := strconv.Atoi(tt.dropped)
+			require.Equal(t, tt.pods-dropped+3, len(out.GetEntities()), "the slice, its Service, the namespace and the pods, each once") //nolint:testifylint // Len prints them all
+			last := out.GetRelationships()[len(out.GetRelationships())-1]
+			require.Equal(t, "service", last.GetSource().GetId(), "the Service exposes its pods, not the slice")
+		})
+	}
+}
+
+// A ConfigMap may hold more than AHTI takes of a value; people are shown its
+// beginning only.
+func TestLongValuesAreCutAndCounted(t *testing.T) {
 	k := &eventv1.K8SEventData{
-		Object: &eventv1.ObjectReference{Kind: "endpointslice", Namespace: "shop", Name: "api-x", Uid: "slice"},
-		Owners: []*eventv1.ObjectReference{{Kind: "service", Namespace: "shop", Name: "api", Uid: "service"}},
+		Object: &eventv1.ObjectReference{Kind: "ConfigMap", Namespace: "shop", Name: "settings", Uid: "u"},
+		Changes: []*eventv1.FieldChange{
+			{Path: "data[page.html]", Old: strings.Repeat("ä", 40<<10), New: "short"},
+			{Path: strings.Repeat("x", 2<<10), New: "a"},
+			{Path: "data[mode]", Old: "a", New: "b"},
+		},
 	}
-	for i := range pods {
-		pod := &eventv1.ObjectReference{Kind: "pod", Namespace: "shop", Uid: "pod-" + strconv.Itoa(i)}
-		k.Links = append(k.Links, &eventv1.ObjectLink{Type: "exposes", Target: pod})
-	}
-	out, err := transform.Event(&eventv1.Event{Id: "a", EventType: "k8s.endpointslice.updated", Data: &eventv1.Event_K8S{K8S: k}})
+	before := proto.CloneOf(k)
+	out, err := transform.Event(&eventv1.Event{Id: "a", EventType: "k8s.configmap.updated", Data: &eventv1.Event_K8S{K8S: k}})
 	require.NoError(t, err)
-	assert.Len(t, out.GetEntities(), pods+3, "the slice, its Service, the namespace and the pods, each once")
-	assert.Len(t, out.GetRelationships(), pods+1)
-	assert.Equal(t, "service", out.GetRelationships()[pods].GetSource().GetId(), "the Service exposes its pods, not the slice")
+	require.True(t, proto.Equal(before, k), "the event is as it was")
+	require.Equal(t, "2", out.GetLabels()["tapio.transform.cut_changes"])
+	changes := out.GetK8S().GetChanges()
+	require.Len(t, changes, 2)
+	require.Equal(t, 64<<10, len(changes[0].GetOld())) //nolint:testifylint // Len prints it
+	require.Equal(t, "b", changes[1].GetNew())
+}
+
+// The API server names the Service behind a webhook in the address that it called.
+func TestWebhookIsTiedToItsService(t *testing.T) {
+	for message, want := range map[string]string{
+		`failed calling webhook "a.b": failed to call webhook: Post "https://istiod.istio-system.svc:443/inject?timeout=10s": refused`: "istio-system/istiod",
+		`failed calling webhook "a.b": failed to call webhook: Post "https://hook.ops.svc": refused`:                                    "ops/hook",
+		`failed calling webhook "a.b": failed to call webhook: Post "https://hook.example.com/x": refused`:                              "",
+		`failed calling webhook "a.b": Post "https://`: "",
+		`Get "https://hook.ops.svc:443/": refused`:     "",
+	} {
+		out, err := transform.Event(&eventv1.Event{Id: "a", EventType: "k8s.event.FailedCreate", Data: &eventv1.Event_K8S{K8S: &eventv1.K8SEventData{
+			Object: &eventv1.ObjectReference{Kind: "ReplicaSet", Namespace: "shop", Name: "api-1", Uid: "u"}, Message: message,
+		}}})
+		require.NoError(t, err)
+		got := ""
+		for _, r := range out.GetRelationships() {
+			got = r.GetTarget().GetId()
+		}
+		require.Equal(t, want, got, message)
+	}
 }
 
 // Whatever a client may send is refused or becomes an event that can be sent,
