@@ -125,13 +125,16 @@ func (e *Engine) Apply(ev *ahtiv1.AhtiEvent) Delta {
 		e.changes++
 		e.graph.touch(subject)
 	}
-	symptom, container := e.modes.classify(ev)
-	if symptom == nil {
+	for _, name := range e.modes.endedBy(ev) {
+		subject.end(name, at)
+	}
+	shown := e.modes.classify(ev)
+	if shown.row == nil {
 		return delta
 	}
 	before := len(subject.runs)
-	seen := newSighted(ev, container)
-	r, changed := addTo(subject, symptom.Name, aboutOf(ev, container), seen, ev.GetSeverity())
+	seen := newSighted(ev, shown)
+	r, changed := addTo(subject, seen.about(), seen, shown, ev)
 	changed = r.meet(e.peerOf(ev), seen.stamp) || changed
 	r.learned = r.learned || r.first.at <= e.lessons.Through
 	e.runs += len(subject.runs) - before
@@ -146,14 +149,29 @@ func (e *Engine) vertexOf(ev *ahtiv1.AhtiEvent, en *ahtiv1.Entity) *vertex {
 	return e.graph.vertex(key{en.GetType(), cmp.Or(en.GetClusterId(), ev.GetCluster()), en.GetId()})
 }
 
-// peerOf returns what the subject of an event connects to; nil when it is not
-// the side that does.
+// end notes that a symptom was told to be over.
+func (v *vertex) end(name string, at int64) {
+	if v.over == nil {
+		v.over = map[string][]int64{}
+	}
+	i, _ := slices.BinarySearch(v.over[name], at)
+	v.over[name] = slices.Insert(v.over[name], i, at)
+}
+
+// peerOf returns what the subject of an event connects to, or waits for in vain;
+// nil when it is not the side that does.
 func (e *Engine) peerOf(ev *ahtiv1.AhtiEvent) *vertex {
-	if !strings.HasPrefix(ev.GetSubtype(), "network.") {
+	var kind ahtiv1.RelationshipType
+	switch {
+	case strings.HasPrefix(ev.GetSubtype(), "network."):
+		kind = connects
+	case strings.HasPrefix(ev.GetSubtype(), "k8s.event."):
+		kind = depends
+	default:
 		return nil
 	}
 	for _, r := range ev.GetRelationships() {
-		if r.GetType() == connects && r.GetSource().GetId() == ev.GetEntities()[0].GetId() {
+		if r.GetType() == kind && r.GetSource().GetId() == ev.GetEntities()[0].GetId() {
 			t := r.GetTarget()
 			return e.graph.vertex(key{t.GetType(), cmp.Or(t.GetClusterId(), ev.GetCluster()), t.GetId()})
 		}
@@ -213,7 +231,7 @@ type Relevance int8
 const (
 	// Irrelevant events only tell facts, which Observe restores.
 	Irrelevant Relevance = iota
-	// Symptom is needed for as long as Window.
+	// Symptom is needed for as long as Window, as is the end of one.
 	Symptom
 	// Change is needed for as long as ChangeWindow.
 	Change
@@ -224,7 +242,7 @@ func (e *Engine) Relevance(ev *ahtiv1.AhtiEvent) Relevance {
 	if e.modes.changeOf(ev) != nil {
 		return Change
 	}
-	if symptom, _ := e.modes.classify(ev); symptom != nil {
+	if e.modes.classify(ev).row != nil || len(e.modes.endedBy(ev)) > 0 {
 		return Symptom
 	}
 	return Irrelevant
@@ -247,12 +265,24 @@ func (e *Engine) Forget(before time.Time) {
 		v.changes = slices.DeleteFunc(v.changes, func(c *change) bool { return c.at < oldest && !keep.changes[c] })
 		v.runs = slices.DeleteFunc(v.runs, func(r *run) bool { return r.last.at < limit && !keep.runs[r] })
 		e.runs += len(v.runs)
+		v.forgetEnds(limit)
 		if len(v.runs) == 0 {
 			delete(e.suffering, v)
 		}
 		e.changes += len(v.changes)
 	}
 	e.graph.forget(limit, keep.vertices)
+}
+
+// forgetEnds drops what ended before a time.
+func (v *vertex) forgetEnds(limit int64) {
+	for name, at := range v.over {
+		if i, _ := slices.BinarySearch(at, limit); i == len(at) {
+			delete(v.over, name)
+		} else {
+			v.over[name] = at[i:]
+		}
+	}
 }
 
 // kept is what must not be forgotten.

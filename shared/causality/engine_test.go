@@ -52,8 +52,7 @@ func stories() map[string]struct {
 			tell: func(st *story, s *shop) {
 				st.change(0, s.web, "updated", "spec.template.spec.containers[web].image: web:1 -> web:2")
 				st.change(10*time.Second, s.api, "updated", "spec.template.spec.containers[api].resources.limits.memory: 512Mi -> 64Mi")
-				st.change(11*time.Second, s.apiSet, "created")
-				st.change(12*time.Second, s.apiPod, "created")
+				s.rollOut(st, 10*time.Second, s.api)
 				st.oom(51*time.Second, s.apiContainer, 64*mib, 64*mib)
 				st.exit(51*time.Second+time.Millisecond, s.apiContainer, "SIGKILL")
 				st.refused(52*time.Second, "connection_refused", s.webContainer, s.apiEndpoint)
@@ -64,7 +63,7 @@ func stories() map[string]struct {
 				root: "uid-shop-api", mode: "memory_limit_lowered", sure: 0.85,
 				chain: []string{"k8s.deployment.updated", "k8s.replicaset.created", "k8s.pod.created", "container.oom_kill", "container.exit_error"},
 				summary: "Deployment shop/api was rolled out at 14:00:10 UTC (memory limit 512Mi → 64Mi); 41 s later its container api was OOM-killed (limit 64Mi, used 64Mi)." +
-					" Then container api of Pod shop/api-7d9-x1 failed (server: SIGKILL); connections of container web of Pod shop/web-5c4-k2 to Service shop/api (10.96.0.9:80) are refused (2 times); Pod shop/api-7d9-x1 crashes again and again.",
+					" Then container api of Pod shop/api-8e1-x1 failed (server: SIGKILL); connections of container web of Pod shop/web-5c4-k2 to Service shop/api (10.96.0.9:80) are refused (2 times); Pod shop/api-8e1-x1 crashes again and again.",
 			}},
 		},
 		"image that is not there": {
@@ -82,7 +81,7 @@ func stories() map[string]struct {
 			want: []incident{{
 				root: "uid-shop-api", mode: "image_changed", sure: 0.85,
 				chain:   []string{"k8s.deployment.updated", "k8s.replicaset.created", "k8s.pod.created", "k8s.event.Failed"},
-				summary: "Deployment shop/api was rolled out at 14:00:00 UTC (image api:1 → api:oops); 4 s later the image of its pod api-8e1-b7 cannot be pulled.",
+				summary: "Deployment shop/api was rolled out at 14:00:00 UTC (image api:1 → api:oops); 4 s later the image of its pod api-8e1-b7 cannot be pulled. Seen 9 times on 3 pods, last at 14:00:08 UTC.",
 			}},
 		},
 		"config change breaks pods later": {
@@ -108,7 +107,7 @@ func stories() map[string]struct {
 			want: []incident{{
 				root: "uid-shop-api", mode: "selector_changed", sure: 0.6,
 				chain:   []string{"k8s.service.updated", "network.connection_refused"},
-				summary: "Service shop/api was changed at 14:05:00 UTC (selector app api → apis); 1 s later connections of container web of Pod shop/web-5c4-k2 to Service shop/api (10.96.0.9:80) are refused.",
+				summary: "Service shop/api was changed at 14:05:00 UTC (selector app api → apis); 1 s later connections of container web of Pod shop/web-5c4-k2 to Service shop/api (10.96.0.9:80) are refused. Seen 5 times, last at 14:05:05 UTC.",
 			}},
 		},
 		"scaled beyond the quota": {
@@ -124,7 +123,7 @@ func stories() map[string]struct {
 			want: []incident{{
 				root: "uid-shop-api", mode: "scaled_beyond_quota", sure: 0.8,
 				chain:   []string{"k8s.deployment.updated", "k8s.event.FailedCreate"},
-				summary: "Deployment shop/api was scaled at 14:00:00 UTC (replicas 3 → 30); 1 s later pods of ReplicaSet shop/api-7d9 are not admitted: exceeded quota: limits, requested: pods=1, used: pods=10, limited: pods=10.",
+				summary: "Deployment shop/api was scaled at 14:00:00 UTC (replicas 3 → 30); 1 s later pods of ReplicaSet shop/api-7d9 are not admitted: exceeded quota: limits, requested: pods=1, used: pods=10, limited: pods=10. Seen 4 times, last at 14:00:04 UTC.",
 			}},
 		},
 		"node drained": {
@@ -139,7 +138,7 @@ func stories() map[string]struct {
 			want: []incident{{
 				root: "n1", mode: "node_cordoned", sure: 0.5,
 				chain:   []string{"k8s.node.updated", "k8s.pod.created", "k8s.event.FailedScheduling"},
-				summary: "Node n1 was cordoned at 14:00:00 UTC; 6 s later Pod shop/api-7d9-z9 fits on no node.",
+				summary: "Node n1 was cordoned at 14:00:00 UTC; 6 s later Pod shop/api-7d9-z9 fits on no node. Seen 2 times, last at 14:00:07 UTC.",
 			}},
 		},
 		"no Kubernetes: a server dies of memory and its clients find nobody": {
@@ -168,17 +167,21 @@ func stories() map[string]struct {
 		"two faults at once stay two": {
 			tell: func(st *story, s *shop) {
 				st.change(0, s.api, "updated", "spec.template.spec.containers[api].resources.limits.memory: 512Mi -> 64Mi")
+				s.rollOut(st, 0, s.api)
 				st.change(time.Second, s.web, "updated", "spec.template.spec.containers[web].image: web:1 -> web:2")
+				s.rollOut(st, time.Second, s.web)
 				st.oom(30*time.Second, s.apiContainer, 64*mib, 64*mib)
 				st.exit(40*time.Second, s.webContainer, "2")
 			},
 			want: []incident{
 				{
-					root: "uid-shop-web", mode: "new_version_fails", sure: 0.6, chain: []string{"k8s.deployment.updated", "container.exit_error"},
+					root: "uid-shop-web", mode: "new_version_fails", sure: 0.6,
+					chain:   []string{"k8s.deployment.updated", "k8s.replicaset.created", "k8s.pod.created", "container.exit_error"},
 					summary: "Deployment shop/web was rolled out at 14:00:01 UTC (image web:1 → web:2); 39 s later its container web failed (server: exit code 2).",
 				},
 				{
-					root: "uid-shop-api", mode: "memory_limit_lowered", sure: 0.85, chain: []string{"k8s.deployment.updated", "container.oom_kill"},
+					root: "uid-shop-api", mode: "memory_limit_lowered", sure: 0.85,
+					chain:   []string{"k8s.deployment.updated", "k8s.replicaset.created", "k8s.pod.created", "container.oom_kill"},
 					summary: "Deployment shop/api was rolled out at 14:00:00 UTC (memory limit 512Mi → 64Mi); 30 s later its container api was OOM-killed (limit 64Mi, used 64Mi).",
 				},
 			},
@@ -218,12 +221,13 @@ func stories() map[string]struct {
 			tell: func(st *story, s *shop) {
 				st.oom(0, s.apiContainer, 64*mib, 64*mib)
 				for i := range 6 {
-					st.refused(time.Duration(i+1)*time.Second, "dns_timeout", s.webContainer, s.apiEndpoint)
+					ev := st.refused(time.Duration(i+1)*time.Second, "dns_timeout", s.webContainer, s.apiEndpoint)
+					ev.Data = &ahtiv1.AhtiEvent_Network{Network: &eventv1.NetworkEventData{DnsQuery: "db.shop.svc"}}
 				}
 			},
 			want: []incident{{
 				root: "uid--api", chain: []string{"container.oom_kill", "network.dns_timeout"},
-				summary: "Container api of Pod shop/api-7d9-x1 was OOM-killed (limit 64Mi, used 64Mi) at 14:00:00 UTC. No change that was seen explains it. Then container web of Pod shop/web-5c4-k2 cannot resolve (6 times).",
+				summary: "Container api of Pod shop/api-7d9-x1 was OOM-killed (limit 64Mi, used 64Mi) at 14:00:00 UTC. No change that was seen explains it. Then container web of Pod shop/web-5c4-k2 cannot resolve db.shop.svc (6 times).",
 			}},
 		},
 		"the only pod drained away": {
@@ -237,7 +241,7 @@ func stories() map[string]struct {
 			want: []incident{{
 				root: "n1", mode: "callee_drained", sure: 0.4,
 				chain:   []string{"k8s.node.updated", "network.connection_refused"},
-				summary: "Node n1 was cordoned at 14:00:00 UTC; 21 s later connections of container web of Pod shop/web-5c4-k2 to Service shop/api (10.96.0.9:80) are refused.",
+				summary: "Node n1 was cordoned at 14:00:00 UTC; 21 s later connections of container web of Pod shop/web-5c4-k2 to Service shop/api (10.96.0.9:80) are refused. Seen 4 times, last at 14:00:24 UTC.",
 			}},
 		},
 		"a caller that finds nobody": {
@@ -250,7 +254,7 @@ func stories() map[string]struct {
 			},
 			want: []incident{{
 				root: "uid--web", chain: []string{"network.connection_refused"},
-				summary: "Connections of container web of Pod shop/web-5c4-k2 to 10.9.9.0:9000 are refused at 14:00:00 UTC. No change that was seen explains it.",
+				summary: "Connections of container web of Pod shop/web-5c4-k2 to 10.9.9.0:9000 are refused at 14:00:00 UTC. No change that was seen explains it. Seen 80 times, last at 14:00:00 UTC.",
 			}},
 		},
 		"a name that is not ASCII": {
@@ -483,7 +487,7 @@ func TestWhyFindsTheIncidentFromAnySide(t *testing.T) {
 	}
 	now := noon.Add(5 * time.Minute)
 	for _, name := range []string{
-		"shop/api", "deployment/shop/api", "deploy/api", "api-7d9-x1", "pod/shop/api-7d9-x1", "svc/api",
+		"shop/api", "deployment/shop/api", "deploy/api", "api-8e1-x1", "pod/shop/api-8e1-x1", "svc/api",
 		"deploy/web", "web-5c4-k2", "10.96.0.9:80",
 	} {
 		refs := e.Resolve(name, "")
@@ -560,6 +564,7 @@ func TestHealthyRolloutsAreNoAlibi(t *testing.T) {
 	e.Learn(noon.Add(20 * time.Hour))
 	st.events = nil
 	st.change(21*time.Hour, s.api, "updated", "spec.template.spec.containers[api].image: api:2 -> api:3")
+	s.rollOut(st, 21*time.Hour, s.api)
 	st.exit(21*time.Hour+20*time.Second, s.apiContainer, "1")
 	for _, ev := range st.events {
 		e.Apply(ev)
@@ -578,6 +583,7 @@ func TestCauseOfWhatGoesOnIsKept(t *testing.T) {
 	s := newShop()
 	s.quietDay(st)
 	st.change(0, s.api, "updated", "spec.template.spec.containers[api].image: api:1 -> api:2")
+	s.rollOut(st, 0, s.api)
 	for _, ev := range st.events {
 		e.Apply(ev)
 	}

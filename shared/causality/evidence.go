@@ -41,6 +41,13 @@ type field struct {
 	class     string
 	name      string
 	container string // that the path goes through
+	pattern   string // of the path, in the table
+}
+
+// inTemplate says whether the field is one of what a workload's pods are to be like.
+// Pods that exist do not follow a change of it.
+func (f field) inTemplate() bool {
+	return strings.HasPrefix(f.GetPath(), "spec.template.") || strings.HasPrefix(f.GetPath(), "spec.jobTemplate.")
 }
 
 // run is a symptom that goes on: events of one name about one thing, none of
@@ -53,7 +60,9 @@ type run struct {
 	peerBy  stamp   // the event that told it
 	first   sighted // event that began it
 	last    stamp
-	count   int64
+	count   int64 // of events, those aside that only tell again
+	again   int64 // of events that tell again
+	series  int64 // the most that one Kubernetes Event said it was seen
 	worst   eventv1.Severity
 	samples []stamp // the earliest events, by time
 	learned bool
@@ -80,61 +89,87 @@ const maxRuns = 1024
 // creation of an object.
 const noField = ""
 
-// classify says what an event is to the engine. Both may be nil: most events
-// only tell facts.
-func (m *Modes) classify(ev *ahtiv1.AhtiEvent) (symptom *symptomRow, container string) {
-	kind := ev.GetSubtype()
-	try := func(rows []int) *symptomRow {
-		for _, i := range rows {
-			for j := range m.symptoms[i].On {
-				if c, ok := m.symptoms[i].On[j].matches(ev); ok {
-					container = c
-					return &m.symptoms[i]
-				}
-			}
-		}
-		return nil
-	}
-	if symptom = try(m.byKind[kind]); symptom == nil {
-		symptom = try(m.wild)
-	}
-	if symptom == nil && ev.GetSeverity() >= eventv1.Severity_SEVERITY_ERROR && !strings.HasPrefix(kind, "agent.") {
-		symptom = &symptomRow{Name: otherSymptom, Opens: 1, Text: "{subject} reports " + kind}
-	}
-	if container == "" {
-		container = ev.GetLabels()[event.K8sContainerName]
-	}
-	return symptom, container
+// showing is what an event shows of a symptom.
+type showing struct {
+	row       *symptomRow
+	container string // by its name in the pod
+	// again is set when the API tells what it told before: a container's lastState
+	// was its state.
+	again bool
 }
 
-// matches says whether the event shows the symptom, and in which container.
-func (s *sighting) matches(ev *ahtiv1.AhtiEvent) (container string, ok bool) {
+// classify says which symptom an event shows; the row is nil when it shows none:
+// most events only tell facts.
+func (m *Modes) classify(ev *ahtiv1.AhtiEvent) showing {
+	kind := ev.GetSubtype()
+	s := m.firstOf(m.byKind[kind], ev)
+	if s.row == nil {
+		s = m.firstOf(m.wild, ev)
+	}
+	if s.row == nil && ev.GetSeverity() >= eventv1.Severity_SEVERITY_ERROR && !strings.HasPrefix(kind, "agent.") {
+		s.row = &symptomRow{Name: otherSymptom, Opens: 1, Text: "{subject} reports " + kind}
+	}
+	if s.container == "" {
+		s.container = ev.GetLabels()[event.K8sContainerName]
+	}
+	return s
+}
+
+// firstOf returns what the first of some rows says that matches the event.
+func (m *Modes) firstOf(rows []int, ev *ahtiv1.AhtiEvent) showing {
+	for _, i := range rows {
+		for j := range m.symptoms[i].On {
+			if path, ok := m.symptoms[i].On[j].matches(ev); ok {
+				return showing{&m.symptoms[i], entryIn(path, containerLists()...), slices.Contains(path, "lastState")}
+			}
+		}
+	}
+	return showing{}
+}
+
+// endedBy returns the names of the symptoms that an event says are over.
+func (m *Modes) endedBy(ev *ahtiv1.AhtiEvent) []string {
+	var names []string
+	for _, i := range m.overBy[ev.GetSubtype()] {
+		for j := range m.symptoms[i].Over {
+			if _, ok := m.symptoms[i].Over[j].matches(ev); ok {
+				names = append(names, m.symptoms[i].Name)
+				break
+			}
+		}
+	}
+	return names
+}
+
+// matches says whether the event is one that the row looks for, and which changed
+// field makes it one.
+func (s *sighting) matches(ev *ahtiv1.AhtiEvent) (field []string, ok bool) {
 	if s.Kind != ev.GetSubtype() {
 		if matched, err := path.Match(s.Kind, ev.GetSubtype()); err != nil || !matched {
-			return "", false
+			return nil, false
 		}
 	}
 	if s.Label != "" && !slices.Contains(s.Value, ev.GetLabels()[s.Label]) {
-		return "", false
+		return nil, false
 	}
 	if len(s.Message) > 0 {
 		message := strings.ToLower(ev.GetK8S().GetMessage())
 		if !slices.ContainsFunc(s.Message, func(part string) bool { return strings.Contains(message, strings.ToLower(part)) }) {
-			return "", false
+			return nil, false
 		}
 	}
 	if s.Field == "" {
-		return "", true
+		return nil, true
 	}
 	for _, c := range ev.GetK8S().GetChanges() {
 		if !slices.Contains(s.New, c.GetNew()) {
 			continue
 		}
 		if steps := splitPath(c.GetPath()); matchPath(s.steps, steps) {
-			return entryIn(steps, containerLists()...), true
+			return steps, true
 		}
 	}
-	return "", false
+	return nil, false
 }
 
 // changeOf returns the change that an event tells of; nil when it tells of
@@ -145,6 +180,7 @@ func (m *Modes) changeOf(ev *ahtiv1.AhtiEvent) *change {
 		return nil
 	}
 	c := &change{kind: kind, gap: ev.GetK8S().GetGap()}
+	consequence := systemTaints(ev)
 	for _, fc := range ev.GetK8S().GetChanges() {
 		steps := splitPath(fc.GetPath())
 		if len(steps) == 0 {
@@ -152,9 +188,9 @@ func (m *Modes) changeOf(ev *ahtiv1.AhtiEvent) *change {
 		}
 		f := field{FieldChange: fc, class: noField, name: fc.GetPath(), container: entryIn(steps, containerLists()...)}
 		if row := m.field(steps); row != nil {
-			f.class, f.name = row.Class, row.Name
+			f.class, f.name, f.pattern = row.Class, row.Name, row.Path
 		}
-		if f.class == "status" || f.class == "condition" || f.class == noField {
+		if f.class == "status" || f.class == "condition" || f.class == noField || f.class == "taint" && consequence {
 			continue
 		}
 		c.fields = append(c.fields, f)
@@ -163,6 +199,20 @@ func (m *Modes) changeOf(ev *ahtiv1.AhtiEvent) *change {
 		return nil
 	}
 	return c
+}
+
+// systemTaints says whether an update tells of taints that the cluster itself sets
+// and takes away: they follow from a cordon, or from the condition of the node.
+func systemTaints(ev *ahtiv1.AhtiEvent) bool {
+	for _, c := range ev.GetK8S().GetChanges() {
+		// List entries are written by key or by number.
+		text := c.GetPath() + " " + c.GetOld() + " " + c.GetNew()
+		if strings.HasPrefix(c.GetPath(), "spec.taints[") &&
+			(strings.Contains(text, "node.kubernetes.io/") || strings.Contains(text, "node.cloudprovider.kubernetes.io/")) {
+			return true
+		}
+	}
+	return false
 }
 
 // class names what was changed, for the lessons: the kind with the classes of
@@ -174,6 +224,16 @@ func (c *change) class() string {
 	}
 	slices.Sort(classes)
 	return c.kind + ":" + strings.Join(slices.Compact(classes), ",")
+}
+
+// onlyTemplate says whether nothing but what new pods are like was changed.
+func (c *change) onlyTemplate() bool {
+	return len(c.fields) > 0 && !slices.ContainsFunc(c.fields, func(f field) bool { return !f.inTemplate() })
+}
+
+// onlyReplicas says whether nothing but how many pods there are was changed.
+func (c *change) onlyReplicas() bool {
+	return len(c.fields) > 0 && !slices.ContainsFunc(c.fields, func(f field) bool { return f.class != "replicas" })
 }
 
 // direction says whether a quantity grew (1) or shrank (-1); 0 when that cannot
@@ -199,38 +259,65 @@ func keptLabels() []string {
 		event.TapioOOMLimitBytes, event.TapioOOMUsageBytes, event.TapioOOMConstraint,
 		event.ProcessExecutableName, event.ProcessExitCode, event.TapioProcessSignal,
 		event.NetworkPeerAddress, event.NetworkPeerPort, event.TapioRTTCurrentMs,
-		messageLabel,
 	}
 }
 
-// messageLabel is under which a sentence finds the message of a Kubernetes
-// event.
-const messageLabel = "k8s.event.message"
+// Names under which a sentence finds what is no label: the message of a Kubernetes
+// event, the name of the webhook that it is about, and the name that DNS was asked
+// for.
+const (
+	messageLabel = "k8s.event.message"
+	webhookLabel = "k8s.webhook.name"
+	dnsLabel     = "dns.question.name"
+)
 
 // maxMessage is how much of a message is kept, bytes.
 const maxMessage = 240
 
-func newSighted(ev *ahtiv1.AhtiEvent, container string) sighted {
-	s := sighted{stamp: stampOf(ev), kind: ev.GetSubtype(), container: container, labels: map[string]string{}}
-	for _, name := range keptLabels() {
-		if value := ev.GetLabels()[name]; value != "" {
+func newSighted(ev *ahtiv1.AhtiEvent, shown showing) sighted {
+	s := sighted{stamp: stampOf(ev), kind: ev.GetSubtype(), container: shown.container, labels: map[string]string{}}
+	note := func(name, value string) {
+		if value != "" {
 			s.labels[name] = value
 		}
 	}
-	if message := ev.GetK8S().GetMessage(); message != "" {
-		s.labels[messageLabel] = strings.ToValidUTF8(message[:min(len(message), maxMessage)], "")
+	for _, name := range keptLabels() {
+		note(name, ev.GetLabels()[name])
+	}
+	note(dnsLabel, cmp.Or(ev.GetLabels()[dnsLabel], ev.GetNetwork().GetDnsQuery()))
+	message := ev.GetK8S().GetMessage()
+	note(messageLabel, strings.ToValidUTF8(message[:min(len(message), maxMessage)], ""))
+	if _, call, ok := strings.Cut(message, `failed calling webhook "`); ok {
+		name, _, _ := strings.Cut(call, `"`)
+		note(webhookLabel, name)
+	}
+	if shown.row.Name == containerFailed && s.labels[event.ProcessExitCode] == "" {
+		note(event.ProcessExitCode, exitCodeIn(ev, shown.container))
 	}
 	return s
+}
+
+// containerFailed is the symptom of which it matters how a process ended.
+const containerFailed = "container_failed"
+
+// exitCodeIn returns the exit code of a container that the status of its pod tells.
+func exitCodeIn(ev *ahtiv1.AhtiEvent, container string) string {
+	for _, c := range ev.GetK8S().GetChanges() {
+		if c.GetNew() != "" && strings.HasPrefix(c.GetPath(), "status.") && strings.HasSuffix(c.GetPath(), ".terminated.exitCode") &&
+			entryIn(splitPath(c.GetPath()), containerLists()...) == container {
+			return c.GetNew()
+		}
+	}
+	return ""
 }
 
 func stampOf(ev *ahtiv1.AhtiEvent) stamp {
 	return stamp{at: ev.GetTimestamp().AsTime().UnixNano(), id: ev.GetId()}
 }
 
-// aboutOf tells runs of one name about one thing apart.
-func aboutOf(ev *ahtiv1.AhtiEvent, container string) string {
-	labels := ev.GetLabels()
-	return strings.Join([]string{container, labels[event.NetworkPeerAddress], labels[event.NetworkPeerPort], exitOf(labels)}, "|")
+// about tells runs of one name about one thing apart.
+func (s *sighted) about() string {
+	return strings.Join([]string{s.container, s.labels[event.NetworkPeerAddress], s.labels[event.NetworkPeerPort], exitOf(s.labels)}, "|")
 }
 
 // exitOf says how a process ended: by a signal or with a code.
@@ -244,11 +331,21 @@ func exitOf(labels map[string]string) string {
 	return ""
 }
 
+// times is how often the symptom was seen. A series that a Kubernetes Event tells
+// counts as that many, whether each of its events was told or only the last.
+func (r *run) times() int64 { return max(r.count, r.again, r.series) }
+
 // add takes an event into the run.
-func (r *run) add(s sighted, severity eventv1.Severity) (changed bool) {
-	r.count++
-	r.worst = max(r.worst, severity)
-	if r.count == 1 || s.compare(r.first.stamp) < 0 {
+func (r *run) add(s sighted, ev *ahtiv1.AhtiEvent, again bool) (changed bool) {
+	fresh := r.count+r.again == 0
+	if again {
+		r.again++
+	} else {
+		r.count++
+	}
+	r.series = max(r.series, int64(ev.GetK8S().GetCount()))
+	r.worst = max(r.worst, ev.GetSeverity())
+	if fresh || s.compare(r.first.stamp) < 0 {
 		r.first, changed = s, true
 	}
 	if s.compare(r.last) > 0 {
@@ -287,7 +384,7 @@ func (r *run) join(o *run) {
 		r.last = o.last
 	}
 	r.meet(o.peer, o.peerBy)
-	r.count += o.count
+	r.count, r.again, r.series = r.count+o.count, r.again+o.again, max(r.series, o.series)
 	r.worst = max(r.worst, o.worst)
 	for _, s := range o.samples {
 		r.sample(s)
@@ -296,7 +393,8 @@ func (r *run) join(o *run) {
 
 // addTo puts an event into the run of v that it belongs to, or begins one. It
 // says whether anything but counts changed.
-func addTo(v *vertex, name, about string, s sighted, severity eventv1.Severity) (*run, bool) {
+func addTo(v *vertex, about string, s sighted, shown showing, ev *ahtiv1.AhtiEvent) (*run, bool) {
+	name := shown.row.Name
 	var home *run
 	changed := false
 	kept := v.runs[:0]
@@ -316,12 +414,12 @@ func addTo(v *vertex, name, about string, s sighted, severity eventv1.Severity) 
 	clear(v.runs[len(kept):])
 	v.runs = kept
 	if home == nil && len(v.runs) >= maxRuns && about != "" {
-		return addTo(v, name, "", s, severity)
+		return addTo(v, "", s, shown, ev)
 	}
 	if home == nil {
 		home = &run{name: name, about: about, vertex: v}
 		v.runs = append(v.runs, home)
 		changed = true
 	}
-	return home, home.add(s, severity) || changed
+	return home, home.add(s, ev, shown.again) || changed
 }

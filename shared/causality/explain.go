@@ -127,14 +127,21 @@ func (e *Engine) explain(r *run) *explanation {
 	places := s.run()
 	*x = explanation{made: true, checked: e.question, clock: e.graph.clock, epoch: e.epoch, governing: s.governing}
 	known := map[*vertex]bool{}
-	best := map[any]int{} // by change or run
-	for i := range places {
-		p := &places[i]
-		if !known[p.vertex] {
-			known[p.vertex] = true
-			x.reached = append(x.reached, p.vertex)
+	reach := func(v *vertex) {
+		if v != nil && !known[v] {
+			known[v] = true
+			x.reached = append(x.reached, v)
 		}
-		e.candidatesAt(x, r, rows, places, i, best)
+	}
+	rate := rating{Engine: e, explanation: x, of: r, rows: rows, places: places, best: map[any]int{}}
+	for i := range places {
+		v := places[i].vertex
+		reach(v)
+		if len(v.runs) > 0 {
+			reach(e.podOf(v)) // whether it went as it was told to
+		}
+		rate.changesAt(i)
+		rate.runsAt(i)
 	}
 	x.ended = endedBefore(r, rows, x.reached)
 	// A node that is not there yet touches nothing that was reached.
@@ -145,65 +152,87 @@ func (e *Engine) explain(r *run) *explanation {
 	slices.SortFunc(x.candidates, func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(b.total, a.total), a.stamp().compare(b.stamp()), compareKeys(a.vertex().key, b.vertex().key))
 	})
-	x.candidates = withoutConsequences(x.candidates[:min(len(x.candidates), maxRated)])
+	x.candidates = e.withoutConsequences(x.candidates[:min(len(x.candidates), maxRated)])
 	x.candidates = slices.Clone(x.candidates[:min(len(x.candidates), maxCandidates)])
 	return x
 }
 
-// candidatesAt rates what happened at one place.
-func (e *Engine) candidatesAt(x *explanation, r *run, rows []*modeRow, places []place, at int, best map[any]int) {
-	p := &places[at]
-	add := func(of any, c candidate) {
-		c.where, c.total = p.where, c.score.GetPrior()*c.score.GetDistance()*c.score.GetDelay()*c.score.GetSpecificity()*c.score.GetHistory()
-		if i, ok := best[of]; ok {
-			if x.candidates[i].total < c.total {
-				c.path = pathTo(places, at)
-				x.candidates[i] = c
-			}
-			return
-		}
-		c.path = pathTo(places, at)
-		best[of] = len(x.candidates)
+// rating is a search for the causes of a run at work.
+type rating struct {
+	*Engine
+	*explanation
+	of     *run
+	rows   []*modeRow
+	places []place
+	best   map[any]int // candidates by change or run
+}
+
+// add notes a candidate that was found at a place, unless it was found nearer.
+func (x *rating) add(of any, at int, c candidate) {
+	c.where = x.places[at].where
+	c.total = c.score.GetPrior() * c.score.GetDistance() * c.score.GetDelay() * c.score.GetSpecificity() * c.score.GetHistory()
+	i, there := x.best[of]
+	switch {
+	case !there:
+		x.best[of] = len(x.candidates)
+		c.path = pathTo(x.places, at)
 		x.candidates = append(x.candidates, c)
+	case x.candidates[i].total < c.total:
+		c.path = pathTo(x.places, at)
+		x.candidates[i] = c
 	}
+}
+
+// changesAt rates the changes at one place.
+func (x *rating) changesAt(at int) {
+	p, r := &x.places[at], x.of
 	distance := math.Exp(-fade * p.cost)
 	for _, c := range newestBefore(p.vertex.changes, r.first.at+int64(consequence)) {
 		delay := time.Duration(r.first.at - c.at)
-		if delay < -skew && !c.gap {
+		if delay < -skew && !c.gap || x.isMade(c) {
 			continue
 		}
-		if _, there := best[c]; !there && delay <= horizon && delay >= -skew {
+		if _, there := x.best[c]; !there && delay <= horizon && delay >= -skew {
 			x.preceded = append(x.preceded, c)
+		}
+		if p.where == Owner && c.onlyTemplate() && x.older(r.vertex, c) {
+			continue
 		}
 		class := c.class()
 		matched := false
-		for _, row := range rows {
+		for _, row := range x.rows {
 			fields, fits := row.fits(c, p.where)
 			if !fits || delay > row.Within {
 				continue
 			}
 			matched = true
-			fit := e.lessons.delay(class, r.name, row.Typical, delay)
+			fit := x.lessons.delay(class, r.name, row.Typical, delay)
 			if c.gap {
 				fit = min(fit, gapFit)
 			}
-			add(c, candidate{change: c, row: row, fields: fields, score: &ahtiv1.Score{
+			x.add(c, at, candidate{change: c, row: row, fields: fields, score: &ahtiv1.Score{
 				Prior: row.Prior, Distance: distance, Delay: fit,
-				Specificity: specificity(r, row, fields), History: e.lessons.history(class, r.name, knownHistory),
+				Specificity: specificity(r, row, fields), History: x.lessons.history(class, r.name, knownHistory),
 			}})
 		}
 		if !matched && delay <= genericWithin && p.where != Neighbor && p.where != Cluster {
-			add(c, candidate{change: c, fields: c.fields, score: &ahtiv1.Score{
-				Prior: genericPrior, Distance: distance, Delay: e.lessons.delay(class, r.name, genericTypical, delay),
-				Specificity: 1, History: e.lessons.history(class, r.name, unknownHistory),
+			x.add(c, at, candidate{change: c, fields: c.fields, score: &ahtiv1.Score{
+				Prior: genericPrior, Distance: distance, Delay: x.lessons.delay(class, r.name, genericTypical, delay),
+				Specificity: 1, History: x.lessons.history(class, r.name, unknownHistory),
 			}})
 		}
 	}
+}
+
+// runsAt rates the symptoms at one place.
+func (x *rating) runsAt(at int) {
+	p, r := &x.places[at], x.of
+	distance := math.Exp(-fade * p.cost)
 	for _, o := range p.vertex.runs {
-		if o == r || o.first.at > r.first.at+int64(skew) {
+		if o == r || o.first.at > r.first.at+int64(skew) || x.ordered(o) {
 			continue
 		}
-		for _, row := range rows {
+		for _, row := range x.rows {
 			if !row.followsFrom(o, r) || !slices.Contains(row.Where, p.where) {
 				continue
 			}
@@ -215,12 +244,35 @@ func (e *Engine) candidatesAt(x *explanation, r *run, rows []*modeRow, places []
 			if o.first.container != "" && r.first.container != "" && o.first.container != r.first.container {
 				exact = 0.2
 			}
-			add(o, candidate{run: o, row: row, score: &ahtiv1.Score{
-				Prior: row.Prior, Distance: distance, Delay: e.lessons.delay(o.name, r.name, row.Typical, delay),
+			x.add(o, at, candidate{run: o, row: row, score: &ahtiv1.Score{
+				Prior: row.Prior, Distance: distance, Delay: x.lessons.delay(o.name, r.name, row.Typical, delay),
 				Specificity: exact, History: knownHistory,
 			}})
 		}
 	}
+}
+
+// isMade says whether a change is the creation of what a controller made, or of
+// what was there before a watcher told of it: neither is a cause of anything.
+func (e *Engine) isMade(c *change) bool {
+	return strings.HasSuffix(c.kind, ".created") && (e.ownerOf(c.vertex) != nil || c.vertex.born < c.at-int64(skew))
+}
+
+// older says whether what suffers is a pod, or belongs to one, from before a
+// change. Pods of a StatefulSet come again under the same name: of what is known
+// by its name only, the youngest counts.
+func (e *Engine) older(v *vertex, c *change) bool {
+	pod := e.podOf(v)
+	if pod == nil {
+		return false
+	}
+	born := pod.born
+	if strings.Contains(pod.id, "/") {
+		for o := range pod.same() {
+			born = max(born, o.born)
+		}
+	}
+	return born < c.at-int64(skew)
 }
 
 // newestBefore returns the last changes up to a time: an object that changes all
@@ -252,6 +304,10 @@ func (r *modeRow) fits(c *change, where Where) ([]field, bool) {
 		case "decreased":
 			if f.direction() >= 0 {
 				continue
+			}
+		case "set":
+			if f.GetNew() == "" || f.GetNew() == "false" {
+				continue // taken away
 			}
 		}
 		fields = append(fields, f)
@@ -321,17 +377,20 @@ func pathTo(places []place, at int) []*vertex {
 
 // withoutConsequences drops the changes that the cluster made because of
 // another one that is a candidate: a rollout makes a ReplicaSet, that makes pods.
-func withoutConsequences(candidates []candidate) []candidate {
+func (e *Engine) withoutConsequences(candidates []candidate) []candidate {
 	return slices.DeleteFunc(slices.Clone(candidates), func(c candidate) bool {
-		if c.change == nil || !followsOwner(c.change.kind) {
-			return false
-		}
-		return slices.ContainsFunc(candidates, func(o candidate) bool {
-			return o.change != nil && o.change != c.change && o.change.vertex != c.change.vertex &&
-				slices.Contains(o.path, c.change.vertex) &&
-				o.change.at <= c.change.at+int64(skew) && c.change.at-o.change.at <= int64(consequence)
-		})
+		return c.change != nil && slices.ContainsFunc(candidates, func(o candidate) bool { return e.followed(c.change, &o) })
 	})
+}
+
+// followed says whether the cluster made a change because of another one.
+func (e *Engine) followed(c *change, from *candidate) bool {
+	o := from.change
+	if o == nil || o.vertex == c.vertex || o.at > c.at+int64(skew) || c.at-o.at > int64(consequence) {
+		return false
+	}
+	scaled := o.vertex.kind == ahtiv1.EntityType_ENTITY_TYPE_HPA && c.onlyReplicas()
+	return (scaled || followsOwner(c.kind)) && (slices.Contains(from.path, c.vertex) || e.owned(c.vertex, o.vertex))
 }
 
 // followsOwner says whether controllers make such changes by themselves.

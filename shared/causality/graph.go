@@ -3,9 +3,11 @@ package causality
 import (
 	"cmp"
 	"container/heap"
+	"iter"
 	"math"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -56,6 +58,8 @@ type vertex struct {
 	ties    []tieGroup
 	changes []*change
 	runs    []*run
+	// over holds when symptoms, by name, were told to be over, sorted.
+	over map[string][]int64
 	// touched is the engine's count when something about the vertex changed
 	// that an explanation may rest on.
 	touched uint64
@@ -142,6 +146,22 @@ func (t *tie) other(v *vertex) *vertex {
 	return t.source
 }
 
+// same goes through what is known of the same thing under another id.
+func (v *vertex) same() iter.Seq[*vertex] {
+	return func(yield func(*vertex) bool) {
+		for i := range v.ties {
+			if v.ties[i].kind != tieSame {
+				continue
+			}
+			for _, t := range v.ties[i].ties {
+				if !yield(t.other(v)) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // tieKey names a tie.
 type tieKey struct {
 	kind           ahtiv1.RelationshipType
@@ -180,6 +200,14 @@ func (g *graph) policiesOf(cluster, namespace string) *policies {
 	return p
 }
 
+// govern notes that a vertex governs a namespace.
+func (g *graph) govern(v *vertex, namespace string) {
+	p := g.policiesOf(v.cluster, namespace)
+	p.list = append(p.list, v)
+	g.clock++
+	p.touched = g.clock
+}
+
 func newGraph() *graph {
 	return &graph{
 		vertices: map[key]*vertex{}, byName: map[string][]*vertex{}, ties: map[tieKey]*tie{},
@@ -201,8 +229,12 @@ func (g *graph) vertex(k key) *vertex {
 		g.vertices[k] = v
 		g.place(v)
 		g.clusters[k.cluster] = true
-		if k.kind == ahtiv1.EntityType_ENTITY_TYPE_NODE {
+		switch k.kind {
+		case ahtiv1.EntityType_ENTITY_TYPE_NODE:
 			g.nodes[k.cluster] = append(g.nodes[k.cluster], v)
+		case ahtiv1.EntityType_ENTITY_TYPE_NAMESPACE:
+			g.govern(v, k.id) // its labels say what is admitted
+		default:
 		}
 		g.touch(v)
 	}
@@ -234,8 +266,9 @@ func isPolicy(t ahtiv1.EntityType) bool {
 // whether anything of it was not known.
 func (g *graph) entity(at int64, cluster string, e *ahtiv1.Entity) (*vertex, bool) {
 	v := g.vertex(key{e.GetType(), cmp.Or(e.GetClusterId(), cluster), e.GetId()})
-	changed := v.born == math.MaxInt64
-	v.born, v.heard = min(v.born, at), max(v.heard, at)
+	born := min(at, madeAt(e))
+	changed := born < v.born
+	v.born, v.heard = min(v.born, born), max(v.heard, at)
 	was := v.deleted()
 	switch e.GetState() {
 	case ahtiv1.EntityState_ENTITY_STATE_DELETED:
@@ -258,10 +291,7 @@ func (g *graph) entity(at int64, cluster string, e *ahtiv1.Entity) (*vertex, boo
 	if ns := e.GetNamespace(); ns != "" && v.namespace.put(at, ns) {
 		changed = true
 		if isPolicy(v.kind) {
-			p := g.policiesOf(v.cluster, ns)
-			p.list = append(p.list, v)
-			g.clock++
-			p.touched = g.clock
+			g.govern(v, ns)
 		}
 	}
 	if e.GetGeneration() != 0 {
@@ -273,6 +303,24 @@ func (g *graph) entity(at int64, cluster string, e *ahtiv1.Entity) (*vertex, boo
 		g.touch(v)
 	}
 	return v, changed
+}
+
+// attributeCreated and attributeDeleting are the attributes that tell when an
+// object was made, and when it is to be gone. A watcher that starts tells of what
+// is there as if it were made just now.
+const (
+	attributeCreated  = "creation_timestamp"
+	attributeDeleting = "deletion_timestamp"
+)
+
+// madeAt is when an entity says that it was made; the end of time when it does not.
+func madeAt(e *ahtiv1.Entity) int64 {
+	if text := e.GetAttributes()[attributeCreated]; text != "" {
+		if at, err := time.Parse(time.RFC3339, text); err == nil {
+			return at.UnixNano()
+		}
+	}
+	return math.MaxInt64
 }
 
 func merge(into *map[string]stamped[string], at int64, from map[string]string) bool {
@@ -317,6 +365,15 @@ func (g *graph) called(v *vertex, namespace, name string) bool {
 	}
 	if namespace != "" {
 		id = namespace + "/" + name
+	}
+	if v.kind == ahtiv1.EntityType_ENTITY_TYPE_OBJECT {
+		// The kind is a part of the id: a Rollout and a ServiceMonitor of one name
+		// are two things.
+		kind, _, there := strings.Cut(v.id, "/")
+		if !there {
+			return fresh
+		}
+		id = kind + "/" + id
 	}
 	if id == v.id {
 		return fresh
@@ -700,7 +757,7 @@ func (g *graph) forget(limit int64, keep map[*vertex]bool) {
 		// What was only named in a tie, or is but an address, is nothing alone.
 		alone := len(v.ties) == 0 && len(v.changes) == 0 && len(v.runs) == 0 && !keep[v]
 		old := v.heard < limit && (v.born < limit || v.born == math.MaxInt64)
-		if dead(v) || alone && old && (v.kind == ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT || v.heard == 0) {
+		if dead(v) || alone && old && (v.kind == ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT || v.alive == 0) {
 			g.drop(k, v)
 		}
 	}
@@ -730,6 +787,10 @@ func (g *graph) drop(k key, v *vertex) {
 	}
 	if v.kind == ahtiv1.EntityType_ENTITY_TYPE_NODE {
 		g.nodes[v.cluster] = without(g.nodes[v.cluster])
+	}
+	if v.kind == ahtiv1.EntityType_ENTITY_TYPE_NAMESPACE {
+		p := g.policiesOf(v.cluster, v.id)
+		p.list = without(p.list)
 	}
 	if isPolicy(v.kind) {
 		p := g.policiesOf(v.cluster, v.namespace.value)

@@ -13,6 +13,11 @@ import (
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 )
 
+// relapse is how long what nobody could explain may stay away and come back as the
+// same incident, as long as nobody changes anything: a leak takes hours to fill the
+// memory again.
+const relapse = 2 * time.Hour
+
 // maxSteps is how long a chain of symptoms may be that cause each other.
 const maxSteps = 8
 
@@ -83,7 +88,7 @@ func (e *Engine) incidents(now time.Time, filter func(*group) bool) []*ahtiv1.In
 	e.question++
 	var found []*ahtiv1.Incident
 	for _, g := range e.groups() {
-		if !e.opened(g) || filter != nil && !filter(g) {
+		if !e.opened(g, now) || filter != nil && !filter(g) {
 			continue
 		}
 		found = append(found, e.show(g, now))
@@ -116,8 +121,8 @@ const farewell = 90 * time.Second
 // not answer its probes any more, or ended by the signals that such pods get.
 func (e *Engine) ordered(r *run) bool {
 	switch r.name {
-	case "not_ready":
-	case "container_failed":
+	case "not_ready", "liveness_failed":
+	case containerFailed:
 		switch exitOf(r.first.labels) {
 		case "", "SIGTERM", "SIGKILL", "exit code 143", "exit code 137":
 		default:
@@ -126,16 +131,33 @@ func (e *Engine) ordered(r *run) bool {
 	default:
 		return false
 	}
-	pod := r.vertex
-	if pod.kind == ahtiv1.EntityType_ENTITY_TYPE_CONTAINER {
-		pod = e.ownerOf(pod)
+	pod := e.podOf(r.vertex)
+	if pod == nil {
+		return false
 	}
-	return pod != nil && pod.kind == ahtiv1.EntityType_ENTITY_TYPE_POD && pod.deleted() &&
-		pod.gone >= r.last.at-int64(skew) && pod.gone <= r.first.at+int64(farewell)
+	if told := pod.attributes[attributeDeleting]; told.value != "" && r.first.at >= told.at-int64(skew) {
+		return true
+	}
+	return pod.deleted() && pod.gone >= r.last.at-int64(skew) && pod.gone <= r.first.at+int64(farewell)
+}
+
+// podOf returns the pod that a thing is or that it is a container of; nil when it
+// is neither.
+func (e *Engine) podOf(v *vertex) *vertex {
+	if v.kind == ahtiv1.EntityType_ENTITY_TYPE_CONTAINER {
+		v = e.ownerOf(v)
+	}
+	if v == nil || v.kind != ahtiv1.EntityType_ENTITY_TYPE_POD {
+		return nil
+	}
+	return v
 }
 
 // settled says whether what a run is about has come right.
 func (r *run) settled() bool {
+	if _, over := r.ended(); over {
+		return true
+	}
 	if r.name != "unschedulable" {
 		return false
 	}
@@ -146,6 +168,16 @@ func (r *run) settled() bool {
 		}
 	}
 	return false
+}
+
+// ended is when a run was told to be over; false when it was not, or goes on since.
+func (r *run) ended() (at int64, ok bool) {
+	over := r.vertex.over[r.name]
+	i, _ := slices.BinarySearch(over, r.last.at)
+	if i == len(over) {
+		return 0, false
+	}
+	return over[i], true
 }
 
 func compareRuns(a, b *run) int {
@@ -191,6 +223,11 @@ func (e *Engine) rootOf(c *candidate) any {
 	x := e.explain(c.run)
 	if x.root == nil {
 		x.root = e.follow(c)
+		// What is folded into one incident has one root: replicas that fail alike are
+		// no rivals of each other.
+		if r, ok := x.root.(*run); ok && r.peer == nil {
+			x.root = e.placeOf(r, r.vertex)
+		}
 	}
 	return x.root
 }
@@ -218,7 +255,9 @@ func (e *Engine) groups() []*group {
 	all := e.allRuns()
 	via := make(map[*run]*candidate, len(all))
 	for _, r := range all {
-		via[r] = e.believed(r)
+		if via[r] = e.believed(r); via[r] == nil {
+			via[r] = e.supported(r, all)
+		}
 	}
 	byRoot := map[any]*group{}
 	var order []*group
@@ -265,7 +304,7 @@ func (e *Engine) groups() []*group {
 		}
 		k := e.placeOf(r, at)
 		root := last[k]
-		if root == nil || r.first.at > ends[k]+int64(quiet) {
+		if root == nil || !e.relapses(r, at, ends[k]) {
 			root = r
 			last[k] = r
 		}
@@ -295,6 +334,45 @@ func origin(via map[*run]*candidate, r *run) *run {
 		}
 		way = append(way, r)
 	}
+}
+
+// relapses says whether an unexplained run belongs to the one of its kind that ended
+// at a time.
+func (e *Engine) relapses(r *run, at *vertex, ended int64) bool {
+	return r.first.at <= ended+int64(quiet) || r.first.at <= ended+int64(relapse) && !e.changedSince(at, ended, r.first.at)
+}
+
+// changedSince says whether anybody changed a thing, or what owns it, between two
+// times. How many there are of it does not matter.
+func (e *Engine) changedSince(v *vertex, from, to int64) bool {
+	for range maxSteps {
+		if slices.ContainsFunc(v.changes, func(c *change) bool {
+			return c.at > from && c.at <= to && !followsOwner(c.kind) && !c.onlyReplicas()
+		}) {
+			return true
+		}
+		if v = e.ownerOf(v); v == nil {
+			return false
+		}
+	}
+	return false
+}
+
+// supported returns what a run tells again without naming the thing: the scheduler
+// says that pods wait, not which. Nil when the run names what suffers, or nothing
+// else was seen.
+func (e *Engine) supported(r *run, all []*run) *candidate {
+	row := e.modes.byName[r.name]
+	if row == nil || len(row.Supports) == 0 {
+		return nil
+	}
+	for _, o := range all {
+		if o.vertex.cluster == r.vertex.cluster && slices.Contains(row.Supports, o.name) &&
+			o.first.at <= r.last.at+int64(skew) && o.last.at+int64(quiet) >= r.first.at {
+			return &candidate{run: o}
+		}
+	}
+	return nil
 }
 
 // manyPeers is how many peers that do not answer make the one who calls them the
@@ -379,16 +457,39 @@ func (e *Engine) ownerOf(v *vertex) *vertex {
 const crowd = 5
 
 // opened says whether enough was seen to tell anyone.
-func (e *Engine) opened(g *group) bool {
+func (e *Engine) opened(g *group, now time.Time) bool {
 	counts := map[string]int64{}
 	for _, r := range g.runs {
+		if r.starting(now) {
+			continue
+		}
 		enough := int64(e.opens(r.name))
-		counts[r.name] += r.count
-		if r.count >= enough || counts[r.name] >= crowd*enough {
+		counts[r.name] += r.times()
+		if r.times() >= enough || counts[r.name] >= crowd*enough {
 			return true
 		}
 	}
 	return false
+}
+
+// infancy is how long a pod or a node may take to become ready.
+const infancy = 3 * time.Minute
+
+// starting says whether a run is only that a thing takes its time to become ready.
+func (r *run) starting(now time.Time) bool {
+	until := r.last.at
+	switch r.name {
+	case "not_ready": // told again and again as long as it lasts
+	case "node_not_ready":
+		if at, over := r.ended(); over {
+			until = at
+		} else {
+			until = max(until, now.UnixNano())
+		}
+	default:
+		return false
+	}
+	return r.first.at-r.vertex.born <= int64(infancy) && until-r.first.at < int64(infancy)
 }
 
 func (e *Engine) opens(name string) int {
@@ -513,7 +614,7 @@ func incidentID(cluster, event string) string {
 
 func (e *Engine) showRun(r *run) *ahtiv1.Symptom {
 	s := &ahtiv1.Symptom{
-		Kind: r.first.kind, Entity: r.vertex.view(), Count: r.count, Severity: r.worst,
+		Kind: r.first.kind, Entity: r.vertex.view(), Count: r.times(), Severity: r.worst,
 		FirstAt: timestamp(r.first.at), LastAt: timestamp(r.last.at), Text: e.words(r, nil),
 	}
 	for _, sample := range r.samples {

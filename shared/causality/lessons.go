@@ -146,6 +146,9 @@ func (e *Engine) Learn(now time.Time) bool {
 		}
 		names := map[string]bool{}
 		for _, r := range v.runs {
+			if e.ordered(r) {
+				continue
+			}
 			names[r.name] = true
 			if r.first.at <= through && !r.learned {
 				runs = append(runs, r)
@@ -221,8 +224,12 @@ func (l *Lessons) history(class, symptom string, assumed float64) float64 {
 	followed := float64(l.Pairs[class][symptom].Count)
 	chances := float64(max(l.Sufferers[symptom], 1)) * max(float64(l.Through-l.Since)/float64(horizon), 1)
 	chance := (max(float64(l.Symptoms[symptom])-followed, 0) + 0.5) / (chances + 1)
-	rate := (followed + 0.5) / (n + 1)
-	share := max(1-chance/rate, 0)
+	// At least so often, a standard deviation aside: one coincidence is no rule.
+	rate := max(followed-math.Sqrt(followed), 0) / (n + 1)
+	share := 0.0
+	if rate > chance {
+		share = 1 - chance/rate
+	}
 	if assumed == knownHistory {
 		// That most rollouts are healthy says nothing for the one beside which
 		// something breaks. Only a symptom that often comes without the change

@@ -22,6 +22,7 @@ type Modes struct {
 
 	byKind    map[string][]int // symptom rows by exact event kind, in the order of the table
 	wild      []int            // symptom rows with a pattern for a kind
+	overBy    map[string][]int // symptom rows by the kind of event that ends them
 	byName    map[string]*symptomRow
 	explainer map[string][]*modeRow // by symptom
 	longest   time.Duration         // of the rows' within
@@ -47,7 +48,7 @@ func ReadModes(text []byte) (*Modes, error) {
 	}
 	m := &Modes{
 		fields: file.Fields, symptoms: file.Symptoms, rows: file.Modes,
-		byKind: map[string][]int{}, byName: map[string]*symptomRow{}, explainer: map[string][]*modeRow{},
+		byKind: map[string][]int{}, overBy: map[string][]int{}, byName: map[string]*symptomRow{}, explainer: map[string][]*modeRow{},
 	}
 	return m, errors.Join(m.indexFields(), m.indexSymptoms(), m.indexRows())
 }
@@ -63,11 +64,13 @@ type fieldRow struct {
 
 // symptomRow says which events mean that something suffers.
 type symptomRow struct {
-	Name   string     `yaml:"name"`
-	On     []sighting `yaml:"on"`
-	Opens  int        `yaml:"opens"`
-	Text   string     `yaml:"text"`
-	Advice string     `yaml:"advice"`
+	Name     string     `yaml:"name"`
+	On       []sighting `yaml:"on"`
+	Over     []sighting `yaml:"over"`
+	Opens    int        `yaml:"opens"`
+	Supports []string   `yaml:"supports"`
+	Text     string     `yaml:"text"`
+	Advice   string     `yaml:"advice"`
 }
 
 // sighting matches one event.
@@ -163,11 +166,19 @@ func (m *Modes) indexSymptoms() error {
 		if len(s.On) == 0 || s.Text == "" {
 			errs = append(errs, fmt.Errorf("symptom %s: on and text must be there", s.Name))
 		}
+		for j := range s.Over {
+			over := &s.Over[j]
+			over.steps = splitPath(over.Field)
+			if over.Kind == "" || strings.ContainsAny(over.Kind, "*?[") {
+				errs = append(errs, fmt.Errorf("symptom %s: over: %q is no kind", s.Name, over.Kind))
+			}
+			if rows := m.overBy[over.Kind]; !slices.Contains(rows, i) {
+				m.overBy[over.Kind] = append(rows, i)
+			}
+		}
 		for j := range s.On {
 			on := &s.On[j]
-			if on.Field != "" {
-				on.steps = splitPath(on.Field)
-			}
+			on.steps = splitPath(on.Field)
 			if _, err := path.Match(on.Kind, ""); err != nil || on.Kind == "" {
 				errs = append(errs, fmt.Errorf("symptom %s: %q is no pattern of a kind", s.Name, on.Kind))
 			}
@@ -179,6 +190,13 @@ func (m *Modes) indexSymptoms() error {
 		}
 	}
 	m.wild = slices.Compact(m.wild)
+	for _, s := range m.symptoms {
+		for _, name := range s.Supports {
+			if m.byName[name] == nil || name == s.Name {
+				errs = append(errs, fmt.Errorf("symptom %s: supports: no other symptom is named %q", s.Name, name))
+			}
+		}
+	}
 	return errors.Join(errs...)
 }
 
@@ -211,8 +229,8 @@ func (m *Modes) indexRows() error {
 			}
 			r.Cause.wildKinds = r.Cause.wildKinds || strings.ContainsAny(kind, "*?[")
 		}
-		if !slices.Contains([]string{"", "increased", "decreased"}, r.Cause.Direction) {
-			wrong("direction is %q, want increased or decreased", r.Cause.Direction)
+		if !slices.Contains([]string{"", "increased", "decreased", "set"}, r.Cause.Direction) {
+			wrong("direction is %q, want increased, decreased or set", r.Cause.Direction)
 		}
 		for _, class := range r.Cause.Field {
 			if class != "*" && !slices.ContainsFunc(m.fields, func(f fieldRow) bool { return f.Class == class }) {

@@ -184,3 +184,21 @@ func (s *shop) quietDay(st *story) {
 		st.change(-24*time.Hour, t, "created")
 	}
 }
+
+// rollOut tells the ReplicaSet and the pod that a Deployment gets a moment after its
+// template was changed. They take the place of the old ones.
+func (s *shop) rollOut(st *story, at time.Duration, of *thing) {
+	set := newThing(replicaset, "shop", of.name+"-8e1").ownedBy(of)
+	p := newThing(pod, "shop", set.name+"-x1").ownedBy(set).tie(runsOn, s.n1)
+	c := newThing(container, "", of.name)
+	c.id, c.containerName = c.id+"-8e1", of.name
+	c.ownedBy(p)
+	st.change(at+time.Second, set, "created")
+	st.change(at+2*time.Second, p, "created")
+	if of == s.web {
+		s.webSet, s.webPod, s.webContainer = set, p, c
+		return
+	}
+	s.apiSet, s.apiPod, s.apiContainer = set, p, c
+	st.change(at+3*time.Second, s.apiService.tie(exposes, p), "updated")
+}

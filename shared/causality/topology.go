@@ -124,6 +124,7 @@ func (e *Engine) Topology(refs []*ahtiv1.EntityReference, at time.Time, depth, l
 	chosen := map[*vertex]bool{}
 	var order []*vertex
 	for level := 0; len(frontier) > 0; level++ {
+		frontier = withSame(frontier, there)
 		slices.SortFunc(frontier, func(a, b *vertex) int { return compareKeys(a.key, b.key) })
 		var next []*vertex
 		for _, v := range frontier {
@@ -141,7 +142,7 @@ func (e *Engine) Topology(refs []*ahtiv1.EntityReference, at time.Time, depth, l
 			}
 			for i := range v.ties {
 				for _, t := range v.ties[i].newest() {
-					if o := t.other(v); t.since <= ns && (t.gone == 0 || t.gone < t.alive || t.gone > ns) && there(o) {
+					if o := t.other(v); t.kind != tieSame && t.since <= ns && (t.gone == 0 || t.gone < t.alive || t.gone > ns) && there(o) {
 						next = append(next, o)
 					}
 				}
@@ -167,4 +168,18 @@ func (e *Engine) Topology(refs []*ahtiv1.EntityReference, at time.Time, depth, l
 			strings.Compare(a.GetTarget().GetId(), b.GetTarget().GetId()), cmp.Compare(a.GetType(), b.GetType()))
 	})
 	return entities, relationships, truncated
+}
+
+// withSame adds what is known of the same things under other ids, by uid or by
+// name, as far as the filter lets it through.
+func withSame(things []*vertex, filter func(*vertex) bool) []*vertex {
+	all := things
+	for _, v := range things {
+		for o := range v.same() {
+			if filter(o) {
+				all = append(all, o)
+			}
+		}
+	}
+	return all
 }

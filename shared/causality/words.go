@@ -1,7 +1,10 @@
 package causality
 
 import (
+	"cmp"
 	"fmt"
+	"iter"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -10,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
+	"github.com/yairfalse/tapio/shared/event"
 )
 
 // maxTold is how many further symptoms and changed fields a sentence tells.
@@ -30,6 +34,7 @@ func (e *Engine) summary(g *group, primary *run, believed *candidate, in *ahtiv1
 			fmt.Fprintf(&b, " Not sure why: perhaps because %s at %s (%.0f %%).", c.GetText(), clock(c.GetTimestamp().AsTime().UnixNano()), 100*c.GetConfidence())
 		}
 	}
+	b.WriteString(e.repeats(g, primary))
 	if others := e.others(g, primary); others != "" {
 		b.WriteString(" Then " + others + ".")
 	}
@@ -42,6 +47,55 @@ func (c *candidate) fieldsOf(ch *change) []field {
 		return c.fields
 	}
 	return ch.fields
+}
+
+// repeats tells how often the first symptom was seen, and on how many things.
+func (e *Engine) repeats(g *group, primary *run) string {
+	// A pod and its containers are one: what the node saw of one, the API tells of
+	// the other.
+	type sight struct{ own, inside int64 }
+	seen := map[*vertex]*sight{}
+	last := primary.last.at
+	for _, r := range g.runs {
+		if r.name != primary.name {
+			continue
+		}
+		thing := cmp.Or(e.podOf(r.vertex), r.vertex)
+		if seen[thing] == nil {
+			seen[thing] = &sight{}
+		}
+		if thing == r.vertex {
+			seen[thing].own += r.times()
+		} else {
+			seen[thing].inside += r.times()
+		}
+		last = max(last, r.last.at)
+	}
+	total := int64(0)
+	for _, s := range seen {
+		total += max(s.own, s.inside)
+	}
+	if total < 2 {
+		return ""
+	}
+	on := ""
+	if len(seen) > 1 {
+		on = fmt.Sprintf(" on %d %s", len(seen), plural(maps.Keys(seen)))
+	}
+	return fmt.Sprintf(" Seen %d times%s, last at %s.", total, on, clock(last))
+}
+
+// plural says what things are together.
+func plural(things iter.Seq[*vertex]) string {
+	kind := ""
+	for v := range things {
+		k := strings.ToLower(kindName(v.kind))
+		if kind != "" && kind != k {
+			return "things"
+		}
+		kind = k
+	}
+	return kind + "s"
 }
 
 // others tells what else the root led to: each kind of symptom once.
@@ -58,11 +112,11 @@ func (e *Engine) others(g *group, primary *run) string {
 			continue
 		}
 		if known := byName[r.name]; known != nil {
-			known.count += r.count
+			known.count += r.times()
 			known.more++
 			continue
 		}
-		byName[r.name] = &entry{run: r, count: r.count}
+		byName[r.name] = &entry{run: r, count: r.times()}
 		entries = append(entries, byName[r.name])
 	}
 	// The worst first; of equals the first.
@@ -91,7 +145,7 @@ func (e *Engine) done(c *change) string {
 	has := func(class ...string) bool {
 		return slices.ContainsFunc(c.fields, func(f field) bool { return slices.Contains(class, f.class) })
 	}
-	inTemplate := slices.ContainsFunc(c.fields, func(f field) bool { return strings.HasPrefix(f.GetPath(), "spec.template.") })
+	inTemplate := slices.ContainsFunc(c.fields, field.inTemplate)
 	switch {
 	case strings.HasSuffix(c.kind, ".created"):
 		return thing + " was created"
@@ -125,10 +179,8 @@ func told(fields []field) string {
 		name := f.name
 		switch f.class {
 		case "env", "data", "selector", "pod_labels", "labels", "quota":
-			if steps := splitPath(f.GetPath()); len(steps) > 0 {
-				if last := entryOf(steps); last != "" {
-					name += " " + last
-				}
+			if entry := f.entry(); entry != "" {
+				name += " " + entry
 			}
 		}
 		parts = append(parts, fmt.Sprintf("%s %s → %s", name, value(f.GetOld()), value(f.GetNew())))
@@ -139,12 +191,17 @@ func told(fields []field) string {
 	return " (" + strings.Join(parts, ", ") + ")"
 }
 
-// entryOf returns the last list entry or key of a path.
-func entryOf(steps []string) string {
-	for _, s := range slices.Backward(steps) {
+// entry is the last list entry or key of the field's path. Where keys are written
+// with dots, it is what the pattern leaves open.
+func (f field) entry() string {
+	for _, s := range slices.Backward(splitPath(f.GetPath())) {
 		if s[0] == '[' {
 			return strings.Trim(s, "[]")
 		}
+	}
+	if open, ok := strings.CutSuffix(f.pattern, "**"); ok {
+		entry, _ := strings.CutPrefix(f.GetPath(), open)
+		return entry
 	}
 	return ""
 }
@@ -178,12 +235,22 @@ func (e *Engine) words(r *run, named *vertex) string {
 				return e.peerPhrase(r.peer, r.first.at)
 			}
 			return r.first.labels["network.peer.address"]
-		case "exit":
-			return exitOf(r.first.labels)
+		case "ending":
+			return endingOf(r.first.labels)
 		default:
 			return r.first.labels[name]
 		}
 	})
+}
+
+// endingOf says which process ended and how, as far as it is known: the API does not
+// tell the name.
+func endingOf(labels map[string]string) string {
+	exit := exitOf(labels)
+	if name := labels[event.ProcessExecutableName]; name != "" && exit != "" {
+		return name + ": " + exit
+	}
+	return exit
 }
 
 // fill puts values into a text: {name} or {name|bytes}; [a part] of which a
@@ -336,6 +403,9 @@ func short(id string) string {
 
 // peerPhrase names the other end of a connection with what is behind it.
 func (e *Engine) peerPhrase(v *vertex, at int64) string {
+	if v.kind != ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT {
+		return e.phrase(v)
+	}
 	address := v.displayName()
 	if i := strings.LastIndexByte(address, '/'); i >= 0 {
 		address = address[i+1:]

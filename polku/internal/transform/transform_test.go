@@ -336,10 +336,10 @@ func TestLongValuesAreCutAndCounted(t *testing.T) {
 func TestWebhookIsTiedToItsService(t *testing.T) {
 	for message, want := range map[string]string{
 		`failed calling webhook "a.b": failed to call webhook: Post "https://istiod.istio-system.svc:443/inject?timeout=10s": refused`: "istio-system/istiod",
-		`failed calling webhook "a.b": failed to call webhook: Post "https://hook.ops.svc": refused`:                                    "ops/hook",
-		`failed calling webhook "a.b": failed to call webhook: Post "https://hook.example.com/x": refused`:                              "",
-		`failed calling webhook "a.b": Post "https://`: "",
-		`Get "https://hook.ops.svc:443/": refused`:     "",
+		`failed calling webhook "a.b": failed to call webhook: Post "https://hook.ops.svc": refused`:                                   "ops/hook",
+		`failed calling webhook "a.b": failed to call webhook: Post "https://hook.example.com/x": refused`:                             "",
+		`failed calling webhook "a.b": Post "https://`:                                                                                 "",
+		`Get "https://hook.ops.svc:443/": refused`:                                                                                     "",
 	} {
 		out, err := transform.Event(&eventv1.Event{Id: "a", EventType: "k8s.event.FailedCreate", Data: &eventv1.Event_K8S{K8S: &eventv1.K8SEventData{
 			Object: &eventv1.ObjectReference{Kind: "ReplicaSet", Namespace: "shop", Name: "api-1", Uid: "u"}, Message: message,
