@@ -138,7 +138,7 @@ func stories() map[string]struct {
 			want: []incident{{
 				root: "n1", mode: "node_cordoned", sure: 0.5,
 				chain:   []string{"k8s.node.updated", "k8s.pod.created", "k8s.event.FailedScheduling"},
-				summary: "Node n1 was cordoned at 14:00:00 UTC; 6 s later Pod shop/api-7d9-z9 fits on no node. Seen 2 times, last at 14:00:07 UTC.",
+				summary: "Node n1 was cordoned at 14:00:00 UTC; 6 s later Pod shop/api-7d9-z9 fits on no node.",
 			}},
 		},
 		"no Kubernetes: a server dies of memory and its clients find nobody": {
@@ -624,4 +624,35 @@ func TestForgottenPodsLeaveNothing(t *testing.T) {
 	size := e.Size()
 	require.LessOrEqual(t, size.Entities, 1, "the node")
 	require.Zero(t, size.Relationships)
+}
+
+// What is told to have come right is not open any more, and open again when it
+// fails again.
+func TestWhatIsOverIsResolved(t *testing.T) {
+	e := newEngine(t)
+	st := &story{}
+	s := newShop()
+	s.quietDay(st)
+	const path = "status.conditions[Ready].status: "
+	for i, turn := range []struct {
+		ready string
+		state ahtiv1.IncidentState
+	}{
+		{"True -> False", ahtiv1.IncidentState_INCIDENT_STATE_OPEN},
+		{"False -> True", ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED},
+		{"True -> Unknown", ahtiv1.IncidentState_INCIDENT_STATE_OPEN},
+		{"Unknown -> True", ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED},
+	} {
+		at := time.Duration(i) * time.Minute
+		st.change(at, s.n1, "updated", path+turn.ready)
+		for _, ev := range st.events {
+			e.Apply(ev)
+		}
+		st.events = nil
+		found := e.Incidents(noon.Add(at + time.Second))
+		require.Len(t, found, 1)
+		require.Equal(t, turn.state, found[0].GetState(), turn.ready)
+	}
+	e.Forget(noon.Add(48 * time.Hour))
+	require.Empty(t, e.Incidents(noon.Add(48*time.Hour)))
 }

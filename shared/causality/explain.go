@@ -309,6 +309,10 @@ func (r *modeRow) fits(c *change, where Where) ([]field, bool) {
 			if f.GetNew() == "" || f.GetNew() == "false" {
 				continue // taken away
 			}
+		case "lost":
+			if f.GetOld() == "" {
+				continue // nothing that was there before
+			}
 		}
 		fields = append(fields, f)
 	}

@@ -50,7 +50,7 @@ type vertex struct {
 	reason     stamped[string]
 	attributes map[string]stamped[string]
 	labels     map[string]stamped[string]
-	born       int64 // first heard of
+	born       int64 // first heard of, or made if that is known and earlier
 	heard      int64 // last heard of
 	alive      int64 // last told to exist: to be mentioned is not enough
 	gone       int64 // last told to be deleted; 0 when never
@@ -401,8 +401,10 @@ func (g *graph) tie(kind ahtiv1.RelationshipType, source, target *vertex) (*tie,
 
 // relationship takes in a tie, and says whether anything of it was not known.
 func (g *graph) relationship(at int64, cluster string, r *ahtiv1.Relationship) bool {
+	earlier := false
 	end := func(ref *ahtiv1.EntityReference) *vertex {
 		v := g.vertex(key{ref.GetType(), cmp.Or(ref.GetClusterId(), cluster), ref.GetId()})
+		earlier = earlier || at < v.born
 		v.born = min(v.born, at)
 		return v
 	}
@@ -411,6 +413,7 @@ func (g *graph) relationship(at int64, cluster string, r *ahtiv1.Relationship) b
 		return false // says nothing
 	}
 	t, changed := g.tie(r.GetType(), source, target)
+	changed = changed || earlier
 	if r.GetState() == ahtiv1.EntityState_ENTITY_STATE_DELETED {
 		gone := at
 		if r.GetDeletedAt() != nil {

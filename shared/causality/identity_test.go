@@ -96,3 +96,31 @@ func around(e *causality.Engine, of *thing, depth int) []string {
 	}
 	return ids
 }
+
+// The pods of a StatefulSet keep their name: one that comes again after a rollout is
+// no pod from before it, even for an agent that knows names only.
+func TestPodsOfOneNameAreToldApart(t *testing.T) {
+	e := newEngine(t)
+	st := &story{}
+	set := newThing(ahtiv1.EntityType_ENTITY_TYPE_STATEFULSET, "shop", "db")
+	was := newThing(pod, "shop", "db-0").ownedBy(set)
+	is := newThing(pod, "shop", "db-0")
+	is.id += "-again"
+	is.ownedBy(set)
+	named := newThing(pod, "shop", "db-0")
+	named.id = "shop/db-0"
+	c := newThing(container, "", "db").ownedBy(named)
+	st.change(-time.Hour, set, "created")
+	st.change(-time.Hour, was, "created")
+	st.kube(-time.Minute, named, "Pulled", "Container image already present")
+	st.change(0, set, "updated", "spec.template.spec.containers[db].image: db:1 -> db:2")
+	st.change(3*time.Second, was, "deleted")
+	st.change(4*time.Second, is, "created")
+	st.exit(9*time.Second, c, "1")
+	for _, ev := range st.events {
+		e.Apply(ev)
+	}
+	found := e.Incidents(noon.Add(time.Minute))
+	require.Len(t, found, 1)
+	require.Equal(t, "new_version_fails", found[0].GetCauses()[0].GetFailureMode())
+}

@@ -337,9 +337,12 @@ func origin(via map[*run]*candidate, r *run) *run {
 }
 
 // relapses says whether an unexplained run belongs to the one of its kind that ended
-// at a time.
+// at a time. Too little to tell anyone does not add up over hours.
 func (e *Engine) relapses(r *run, at *vertex, ended int64) bool {
-	return r.first.at <= ended+int64(quiet) || r.first.at <= ended+int64(relapse) && !e.changedSince(at, ended, r.first.at)
+	if r.first.at <= ended+int64(quiet) {
+		return true
+	}
+	return r.first.at <= ended+int64(relapse) && r.times() >= int64(e.opens(r.name)) && !e.changedSince(at, ended, r.first.at)
 }
 
 // changedSince says whether anybody changed a thing, or what owns it, between two

@@ -229,8 +229,8 @@ func (m *Modes) indexRows() error {
 			}
 			r.Cause.wildKinds = r.Cause.wildKinds || strings.ContainsAny(kind, "*?[")
 		}
-		if !slices.Contains([]string{"", "increased", "decreased", "set"}, r.Cause.Direction) {
-			wrong("direction is %q, want increased, decreased or set", r.Cause.Direction)
+		if !slices.Contains([]string{"", "increased", "decreased", "set", "lost"}, r.Cause.Direction) {
+			wrong("direction is %q, want increased, decreased, set or lost", r.Cause.Direction)
 		}
 		for _, class := range r.Cause.Field {
 			if class != "*" && !slices.ContainsFunc(m.fields, func(f fieldRow) bool { return f.Class == class }) {

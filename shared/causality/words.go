@@ -75,7 +75,8 @@ func (e *Engine) repeats(g *group, primary *run) string {
 	for _, s := range seen {
 		total += max(s.own, s.inside)
 	}
-	if total < 2 {
+	// Two sources tell of one moment.
+	if total < 2 || total == 2 && len(seen) == 1 && last-primary.first.at <= int64(skew) {
 		return ""
 	}
 	on := ""

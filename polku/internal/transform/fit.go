@@ -37,7 +37,7 @@ const (
 	maxLinks  = MaxEntities - ownThings
 	// fewThings can be named without exceeding MaxSize, as a gateway takes events
 	// of half of it only: most events need no measuring.
-	fewThings = 32
+	fewThings = 16
 )
 
 // tooLarge says whether the event's names make it larger than AHTI takes.

@@ -143,9 +143,10 @@ func (g *graph) addNamespace(namespace string) {
 	g.add(ahtiv1.EntityType_ENTITY_TYPE_NAMESPACE, namespace, namespace, "")
 }
 
-// describe sets an attribute unless its value is empty.
+// describe sets an attribute unless its value is empty, or longer than any such
+// value is.
 func (t *thing) describe(name, value string) {
-	if t == nil || name == "" || value == "" {
+	if t == nil || name == "" || value == "" || len(value) > MaxNameLen {
 		return
 	}
 	if t.entity.Attributes == nil {

@@ -501,6 +501,7 @@ func stories() []struct {
 			tell: func(s *story, c *cluster) {
 				n3 := newObject("Node", "", "n3")
 				s.change(0, n3, "created")
+				s.change(5*sec, n3, "updated", "metadata.labels[topology.kubernetes.io/zone]:  -> a")
 				s.change(10*sec, n3, "updated", "spec.taints[0].key: node.kubernetes.io/not-ready -> ", "spec.taints[0].effect: NoSchedule -> ", "status.conditions[Ready].status: False -> True")
 				p := c.pod(c.apiRS, c.api, "uuuuu", nil, "")
 				s.change(20*sec, p, "created")

@@ -381,6 +381,9 @@ func FuzzEvent(f *testing.F) {
 			kind ahtiv1.EntityType
 			id   string
 		}
+		if len(wire) <= event.MaxSize && (len(out.GetEntities()) > transform.MaxEntities || proto.Size(out) > transform.MaxSize) {
+			t.Fatalf("AHTI refuses %d entities or %d bytes", len(out.GetEntities()), proto.Size(out))
+		}
 		known := map[key]bool{}
 		for _, entity := range out.GetEntities() {
 			k := key{entity.GetType(), entity.GetId()}
