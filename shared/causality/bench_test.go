@@ -112,6 +112,8 @@ func FuzzApply(f *testing.F) {
 	f.Add("container.oom_kill", int32(2), "h/c", "n", int64(1772546400), int32(3), int32(3), "x", "spec.replicas", "1", "2", int32(4))
 	f.Add("k8s.deployment.updated", int32(4), "", "", int64(-5), int32(4), int32(2), "", "[", "", "x", int32(0))
 	f.Add("network.connection_refused", int32(2), "a", "b", int64(1)<<40, int32(1), int32(1), "a", "]", "Mi", "1Mi", int32(5))
+	f.Add("k8s.node.updated", int32(3), "n1", "n1", int64(1772546400), int32(6), int32(1), "p", "status.conditions[Ready].status", "False", "True", int32(2))
+	f.Add("k8s.pod.updated", int32(1), "shop/db-0", "db-0", int64(1772546400), int32(3), int32(1), "c", "status.containerStatuses[a].lastState.terminated.reason", "", "Error", int32(2))
 	f.Add("0", int32(2), "0", "0", int64(1772546400), int32(3), int32(3), "0", "spec.replicas", "1", "2", int32(4)) // owns itself
 	modes, err := causality.ReadModes(causality.DefaultModes())
 	if err != nil {

@@ -139,7 +139,8 @@ func (e *Engine) Apply(ev *ahtiv1.AhtiEvent) Delta {
 	r.learned = r.learned || r.first.at <= e.lessons.Through
 	e.runs += len(subject.runs) - before
 	e.suffering[subject] = true
-	if changed {
+	// What goes on after its pod is gone was no part of going.
+	if pod := e.podOf(subject); changed || pod != nil && pod.deleted() {
 		e.graph.touch(subject)
 	}
 	return delta
