@@ -204,15 +204,16 @@ func (m *Modes) changeOf(ev *ahtiv1.AhtiEvent) *change {
 // systemTaints says whether an update tells of taints that the cluster itself sets
 // and takes away: they follow from a cordon, or from the condition of the node.
 func systemTaints(ev *ahtiv1.AhtiEvent) bool {
-	for _, c := range ev.GetK8S().GetChanges() {
+	return slices.ContainsFunc(ev.GetK8S().GetChanges(), func(c *eventv1.FieldChange) bool {
 		// List entries are written by key or by number.
-		text := c.GetPath() + " " + c.GetOld() + " " + c.GetNew()
-		if strings.HasPrefix(c.GetPath(), "spec.taints[") &&
-			(strings.Contains(text, "node.kubernetes.io/") || strings.Contains(text, "node.cloudprovider.kubernetes.io/")) {
-			return true
-		}
-	}
-	return false
+		return strings.HasPrefix(c.GetPath(), "spec.taints[") &&
+			slices.ContainsFunc([]string{c.GetPath(), c.GetOld(), c.GetNew()}, isSystemTaint)
+	})
+}
+
+// isSystemTaint says whether a text names a taint of the cluster.
+func isSystemTaint(text string) bool {
+	return strings.Contains(text, "node.kubernetes.io/") || strings.Contains(text, "node.cloudprovider.kubernetes.io/")
 }
 
 // class names what was changed, for the lessons: the kind with the classes of
