@@ -313,14 +313,3 @@ func TestStopWhileNobodyReads(t *testing.T) {
 	require.Eventually(t, func() bool { return of(s) == totals{delivered: 1, waiting: 1} }, patience, time.Millisecond)
 	require.NoError(t, w.Close())
 }
-
-// BenchmarkSend is what an event costs whoever hands it over.
-func BenchmarkSend(b *testing.B) {
-	s := stdout.New(io.Discard, stdout.JSON, "tapio", nil, slog.New(slog.DiscardHandler))
-	go func() { assert.NoError(b, s.Run(b.Context())) }()
-	e := newEvent("x")
-	b.ReportAllocs()
-	for b.Loop() {
-		s.Send(e)
-	}
-}
