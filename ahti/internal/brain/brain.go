@@ -288,17 +288,8 @@ func (b *Brain) Refresh(ctx context.Context, now time.Time) error {
 			inside.add(s)
 		}
 	}
-	// What the engine tells no longer is part of another incident now, or too
-	// old for it and over.
-	var removed []string
-	gone := func(i *ahtiv1.Incident) {
-		if slices.ContainsFunc(i.GetSymptoms(), inside.has) {
-			removed = append(removed, i.GetId())
-		} else if i.GetState() != ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED {
-			i.State = ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED
-			changed = append(changed, i)
-		}
-	}
+	// What is stored and the engine tells no longer.
+	var gone []*ahtiv1.Incident
 	if b.at.IsZero() {
 		// What an ahti before this one stored, and may be part of others now.
 		lately := store.IncidentFilter{SeenSince: now.Add(-b.config.Engine.Window() - slack)}
@@ -312,7 +303,7 @@ func (b *Brain) Refresh(ctx context.Context, now time.Time) error {
 	filter := store.IncidentFilter{State: ahtiv1.IncidentState_INCIDENT_STATE_OPEN}
 	if err := b.config.Store.Incidents(ctx, filter, func(i *ahtiv1.Incident) bool {
 		if _, told := hashes[i.GetId()]; !told {
-			gone(i)
+			gone = append(gone, i)
 		}
 		return true
 	}); err != nil {
@@ -324,7 +315,26 @@ func (b *Brain) Refresh(ctx context.Context, now time.Time) error {
 		}
 		// Those that are not open were not found above.
 		if i, err := b.config.Store.Incident(ctx, id); err == nil && i.GetState() == ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED {
-			gone(i)
+			gone = append(gone, i)
+		}
+	}
+	var removed []string
+	for _, i := range gone {
+		// It is part of another incident now, or the engine has taken it back: a
+		// failure turned out to be an end that was ordered. Else it is too old for
+		// the engine, and over.
+		untrue := slices.ContainsFunc(i.GetSymptoms(), inside.has)
+		if !untrue {
+			var err error
+			if untrue, err = b.knew(ctx, i, now); err != nil {
+				return err
+			}
+		}
+		if untrue {
+			removed = append(removed, i.GetId())
+		} else if i.GetState() != ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED {
+			i.State = ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED
+			changed = append(changed, i)
 		}
 	}
 	if err := b.config.Store.SaveIncidents(ctx, changed, removed); err != nil {
@@ -333,6 +343,36 @@ func (b *Brain) Refresh(ctx context.Context, now time.Time) error {
 	b.hashes, b.seen, b.at, b.open = hashes, seen, now, open
 	b.took = time.Since(began)
 	return nil
+}
+
+// knew says whether the engine has everything that an incident was made of, so that
+// it would tell it if it were one still.
+func (b *Brain) knew(ctx context.Context, i *ahtiv1.Incident, now time.Time) (bool, error) {
+	for _, s := range i.GetSymptoms() {
+		if s.GetFirstAt().AsTime().Before(now.Add(-b.config.Engine.Window())) {
+			return false, nil
+		}
+	}
+	if b.hashes[i.GetId()] != 0 {
+		return true, nil // it told it itself
+	}
+	// An ahti before this one stored it. Some of its events may be deleted by now,
+	// or be no symptoms by the table that this one reasons by.
+	for _, s := range i.GetSymptoms() {
+		for _, id := range s.GetEventIds() {
+			e, err := b.config.Store.Event(ctx, id)
+			if errors.Is(err, store.ErrNotFound) {
+				return false, nil
+			}
+			if err != nil {
+				return false, err
+			}
+			if b.config.Engine.Relevance(e) == causality.Irrelevant {
+				return false, nil
+			}
+		}
+	}
+	return len(i.GetSymptoms()) > 0, nil
 }
 
 // told holds symptoms by what stays the same of them while they go on. Their first

@@ -138,31 +138,80 @@ func TestChangesAreRemembered(t *testing.T) {
 	})
 }
 
-// What an ahti before this one stored is part of another incident now, or stays as
-// it was.
+// What an ahti before this one stored is part of another incident now, or was taken
+// back, or stays because the engine cannot know it any more.
 func TestIncidentsOfBeforeTheRestart(t *testing.T) {
+	const isOpen, isOver = ahtiv1.IncidentState_INCIDENT_STATE_OPEN, ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED
 	each(t, func(t *testing.T, config store.Config) {
 		now := time.Now()
 		f := start(t, config, now)
-		kill := killed("kill", "api", now.Add(-time.Hour))
-		f.add(t, kill)
+		told := killed("kill", "api", now.Add(-time.Hour))
+		// By the table of an ahti before, this was a symptom.
+		other := killed("other", "db", now.Add(-time.Hour))
+		other.Subtype, other.Severity = "app.odd", 3
+		f.add(t, told, other)
 		require.NoError(t, f.Refresh(t.Context(), now))
-		told := f.incidents(t)
-		require.Len(t, told, 1)
-		require.Equal(t, ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED, told[0].GetState())
-		part, other := proto.CloneOf(told[0]), proto.CloneOf(told[0])
-		part.Id, other.Id = "part", "other"
-		other.Symptoms[0].Entity.Id = "db"
-		require.NoError(t, f.store.SaveIncidents(t.Context(), []*ahtiv1.Incident{part, other}, nil))
+		stored := f.incidents(t)
+		require.Len(t, stored, 1)
+		require.Equal(t, isOver, stored[0].GetState())
+		like := func(id, pod, event string, spoil ...func(*ahtiv1.Incident)) *ahtiv1.Incident {
+			i := proto.CloneOf(stored[0])
+			i.Id, i.State, i.Symptoms[0].Entity.Id, i.Symptoms[0].EventIds = id, isOpen, pod, []string{event}
+			for _, s := range spoil {
+				s(i)
+			}
+			return i
+		}
+		require.NoError(t, f.store.SaveIncidents(t.Context(), []*ahtiv1.Incident{
+			like("part", "api", "kill"),
+			like("taken back", "db", "kill"),
+			like("taken back when over", "db", "kill", func(i *ahtiv1.Incident) { i.State = isOver }),
+			like("events deleted", "db", "deleted"),
+			like("table changed", "db", "other"),
+			like("began too early", "db", "kill", func(i *ahtiv1.Incident) {
+				i.Symptoms[0].FirstAt = timestamppb.New(now.Add(-f.engine.Window() - time.Minute))
+			}),
+		}, nil))
 		require.NoError(t, f.store.Close())
 
 		f = start(t, config, now)
-		require.NoError(t, f.Refresh(t.Context(), now))
-		var ids []string
-		for _, i := range f.incidents(t) {
-			ids = append(ids, i.GetId())
+		for range 2 {
+			require.NoError(t, f.Refresh(t.Context(), now))
+			var ids []string
+			for _, i := range f.incidents(t) {
+				ids = append(ids, i.GetId())
+				require.Equal(t, isOver, i.GetState(), i.GetId())
+			}
+			require.ElementsMatch(t, []string{stored[0].GetId(), "events deleted", "table changed", "began too early"}, ids)
 		}
-		require.ElementsMatch(t, []string{told[0].GetId(), "other"}, ids)
+	})
+}
+
+// A container that ends as its pod was told to is no incident, and leaves none
+// behind, whether the end of the pod is told before a restart or after it.
+func TestAnOrderedEndLeavesNoIncident(t *testing.T) {
+	each(t, func(t *testing.T, config store.Config) {
+		now := time.Now()
+		f := start(t, config, now)
+		for _, restart := range []bool{false, true} {
+			pod := fmt.Sprint("api-", restart)
+			end := killed("end-"+pod, pod, now.Add(-3*time.Second))
+			end.Subtype, end.Severity, end.Labels = "container.exit_error", 4, map[string]string{"process.exit.code": "143"}
+			f.add(t, end)
+			require.NoError(t, f.Refresh(t.Context(), now.Add(-2*time.Second)))
+			require.Len(t, f.incidents(t), 1, "it looks like a failure")
+			if restart {
+				require.NoError(t, f.store.Checkpoint(t.Context()))
+				require.NoError(t, f.store.Close())
+				f = start(t, config, now)
+			}
+			gone := killed("gone-"+pod, pod, now.Add(-time.Second))
+			gone.Subtype, gone.Severity = "k8s.pod.deleted", 2
+			gone.Entities[0].State = ahtiv1.EntityState_ENTITY_STATE_DELETED
+			f.add(t, gone)
+			require.NoError(t, f.Refresh(t.Context(), now))
+			require.Empty(t, f.incidents(t))
+		}
 	})
 }
 
