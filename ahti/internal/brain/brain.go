@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime"
 	"slices"
 	"sync"
@@ -70,10 +71,25 @@ type Brain struct {
 	open   int
 	// unstored counts incidents that cannot be encoded.
 	unstored int
+
+	failing  sync.Mutex
+	failures map[string]int // by task
 }
 
+// The tasks of the housekeeping.
+const (
+	taskIncidents = "incidents"
+	taskLessons   = "lessons"
+	taskRetention = "retention"
+)
+
 // New returns a Brain.
-func New(config Config) *Brain { return &Brain{config: config, hashes: map[string]uint64{}} }
+func New(config Config) *Brain {
+	return &Brain{
+		config: config, hashes: map[string]uint64{},
+		failures: map[string]int{taskIncidents: 0, taskLessons: 0, taskRetention: 0},
+	}
+}
 
 // Restore gives an engine that is empty what is stored: lessons, facts, the
 // events that matter, and everything from behind the last checkpoint.
@@ -212,17 +228,15 @@ func (b *Brain) Run(ctx context.Context) error {
 		var err error
 		select {
 		case now := <-refresh.C:
-			err = b.refresh(ctx, now)
+			err = b.failed(ctx, taskIncidents, b.refresh(ctx, now))
 		case now := <-learn.C:
-			err = b.learn(ctx, now)
+			err = b.failed(ctx, taskLessons, b.learn(ctx, now))
 		case now := <-retain.C:
 			// Beside the rest: a large store is deleted for minutes.
 			select {
 			case retaining <- struct{}{}:
 				retention.Go(func() {
-					if err := b.retain(ctx, now); err != nil && ctx.Err() == nil {
-						b.config.Log.Warn("old data were not deleted", "error", err)
-					}
+					_ = b.failed(ctx, taskRetention, b.Retain(ctx, now)) // the other tasks find out who writes
 					<-retaining
 				})
 			default:
@@ -237,10 +251,26 @@ func (b *Brain) Run(ctx context.Context) error {
 		if errors.Is(err, store.ErrReplaced) {
 			return err
 		}
-		if err != nil && ctx.Err() == nil {
-			b.config.Log.Warn("housekeeping failed; it will be tried again", "error", err)
-		}
 	}
+}
+
+// failed counts and logs the failure of a task, if it is one, and returns it.
+func (b *Brain) failed(ctx context.Context, task string, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	b.config.Log.Warn("housekeeping failed; it will be tried again", "task", task, "error", err)
+	b.failing.Lock()
+	defer b.failing.Unlock()
+	b.failures[task]++
+	return err
+}
+
+// Failures counts the failures of each task of the housekeeping since the start.
+func (b *Brain) Failures() map[string]int {
+	b.failing.Lock()
+	defer b.failing.Unlock()
+	return maps.Clone(b.failures)
 }
 
 // refresh updates the stored incidents when something may have changed.
@@ -439,8 +469,8 @@ func (b *Brain) learn(ctx context.Context, now time.Time) error {
 	return b.config.Store.SetState(ctx, lessons, body)
 }
 
-// retain deletes what is too old, and the oldest while there is too much.
-func (b *Brain) retain(ctx context.Context, now time.Time) error {
+// Retain deletes what is too old, and the oldest while there is too much.
+func (b *Brain) Retain(ctx context.Context, now time.Time) error {
 	var deleted int64
 	if b.config.Retention > 0 {
 		n, err := b.config.Store.DeleteBefore(ctx, now.Add(-b.config.Retention))
