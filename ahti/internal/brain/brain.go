@@ -498,5 +498,19 @@ func (b *Brain) Retain(ctx context.Context, now time.Time) error {
 	if deleted > 0 {
 		b.config.Log.Info("old events deleted", "events", deleted)
 	}
-	return nil
+	if b.config.Retention == 0 && b.config.MaxBytes == 0 {
+		return nil
+	}
+	// Only what the engine has forgotten: of what it knows, it would not tell again
+	// what is deleted here.
+	unheard := now.Add(-max(b.config.Retention, b.config.Engine.Window()+slack))
+	forgotten, err := b.config.Store.DeleteForgotten(ctx, unheard, func(e *ahtiv1.Entity) bool {
+		ref := &ahtiv1.EntityReference{Type: e.GetType(), Id: e.GetId(), ClusterId: e.GetClusterId()}
+		known, _, _ := b.config.Engine.Topology([]*ahtiv1.EntityReference{ref}, now, 0, 1)
+		return len(known) > 0
+	})
+	if forgotten > 0 {
+		b.config.Log.Info("what nobody tells of any more is forgotten", "things", forgotten)
+	}
+	return err
 }

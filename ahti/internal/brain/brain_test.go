@@ -54,7 +54,9 @@ func start(t *testing.T, config store.Config, now time.Time) *fixture {
 	engine, err := causality.New(causality.Options{})
 	require.NoError(t, err)
 	require.NoError(t, brain.Restore(t.Context(), s, engine, now))
-	b := brain.New(brain.Config{Store: s, Engine: engine, Applied: func() uint64 { return 0 }, Log: config.Log})
+	b := brain.New(brain.Config{
+		Store: s, Engine: engine, Applied: func() uint64 { return 0 }, Retention: 7 * 24 * time.Hour, Log: config.Log,
+	})
 	return &fixture{b, s, engine}
 }
 
@@ -259,5 +261,66 @@ func TestAnIncidentThatGoesOnAndOn(t *testing.T) {
 		found := f.incidents(t)
 		require.Len(t, found, 1)
 		require.Equal(t, ahtiv1.IncidentState_INCIDENT_STATE_OPEN, found[0].GetState())
+	})
+}
+
+// What is only named for a while is forgotten, by the engine and in the store, and
+// is told again when it comes back. What was told to exist stays.
+func TestOnlyNamedThingsAreForgotten(t *testing.T) {
+	each(t, func(t *testing.T, config store.Config) {
+		const named = 200
+		now := time.Now()
+		f := start(t, config, now)
+		call := func(id string, n int, at time.Time) *ahtiv1.AhtiEvent {
+			e := killed(id, "api", at)
+			e.Subtype, e.Severity, e.Entities[0].State = "network.connection", 2, ahtiv1.EntityState_ENTITY_STATE_ACTIVE
+			endpoint := &ahtiv1.Entity{Type: ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT, Id: fmt.Sprintf("203.0.113.%d:443", n)}
+			container := &ahtiv1.Entity{Type: ahtiv1.EntityType_ENTITY_TYPE_CONTAINER, Id: fmt.Sprint("container-", n)}
+			ref := func(x *ahtiv1.Entity) *ahtiv1.EntityReference {
+				return &ahtiv1.EntityReference{Type: x.GetType(), Id: x.GetId()}
+			}
+			e.Entities = append(e.Entities, endpoint, container)
+			e.Relationships = []*ahtiv1.Relationship{
+				{Type: ahtiv1.RelationshipType_RELATIONSHIP_TYPE_CONNECTS_TO, Source: ref(e.GetEntities()[0]), Target: ref(endpoint)},
+				{Type: ahtiv1.RelationshipType_RELATIONSHIP_TYPE_OWNS, Source: ref(e.GetEntities()[0]), Target: ref(container)},
+			}
+			return e
+		}
+		facts := func() (things map[string]int, ties int) {
+			things = map[string]int{}
+			require.NoError(t, f.store.Facts(t.Context(), func(fact store.Fact) {
+				if fact.Entity != nil {
+					things[fact.Entity.GetId()]++
+				} else {
+					ties++
+				}
+			}))
+			return things, ties
+		}
+		for n := range named {
+			f.add(t, call(fmt.Sprint("call-", n), n, now.Add(-10*24*time.Hour).Add(time.Duration(n)*time.Second)))
+		}
+		f.add(t, call("call-again", 0, now.Add(-24*time.Hour))) // within the retention
+		require.NoError(t, f.store.Checkpoint(t.Context()))
+		things, ties := facts()
+		require.Len(t, things, 1+2*named)
+		require.Equal(t, 2*named, ties)
+
+		require.NoError(t, f.Retain(t.Context(), now))
+		things, _ = facts()
+		require.Len(t, things, 1+2*named, "the engine knows them still")
+		f.engine.Forget(now.Add(-f.engine.Window()))
+		require.NoError(t, f.Retain(t.Context(), now))
+		things, ties = facts()
+		require.Len(t, things, 1+2)
+		require.Contains(t, things, "api")
+		require.Contains(t, things, "203.0.113.0:443")
+		require.Equal(t, 2, ties)
+
+		f.add(t, call("call-back", 1, now))
+		require.NoError(t, f.store.Checkpoint(t.Context()))
+		things, ties = facts()
+		require.Len(t, things, 1+4)
+		require.Equal(t, 4, ties)
 	})
 }
