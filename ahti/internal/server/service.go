@@ -124,6 +124,15 @@ func (s *Service) resolve(engine *causality.Engine, name, cluster string) ([]*ah
 		}
 		return nil, status.Errorf(codes.NotFound, "nothing is known of %q%s: name it as namespace/name, kind/namespace/name or by its id", name, where)
 	}
+	entities, _, _ := engine.Topology(refs, time.Now(), 0, len(refs))
+	entities, homes := meant(name, entities)
+	if len(homes) > 1 {
+		return nil, bad("%q may be %s", name, choices(name, homes))
+	}
+	refs = refs[:0]
+	for _, e := range entities {
+		refs = append(refs, &ahtiv1.EntityReference{Type: e.GetType(), Id: e.GetId(), ClusterId: e.GetClusterId()})
+	}
 	return refs, nil
 }
 
