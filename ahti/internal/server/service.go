@@ -315,7 +315,7 @@ func (s *Service) Timeline(ctx context.Context, request *ahtiv1.TimelineRequest)
 	if err := word("cluster", request.GetCluster(), maxWord); err != nil {
 		return nil, err
 	}
-	span := store.Span{Limit: int(most)}
+	span := store.Span{Limit: int(most), Bytes: maxAnswer}
 	// An event of a clock that is ahead is part of the present.
 	if span.Until, err = moment("until", request.GetUntil(), time.Now().Add(time.Minute)); err != nil {
 		return nil, err
@@ -355,13 +355,7 @@ func (s *Service) Timeline(ctx context.Context, request *ahtiv1.TimelineRequest)
 		return nil, problem(ctx, err)
 	}
 	response := &ahtiv1.TimelineResponse{}
-	bytes := 0
-	for i, r := range records {
-		if bytes += len(r.Body); bytes > maxAnswer && i > 0 {
-			place := records[i-1].At()
-			next = &place
-			break
-		}
+	for _, r := range records {
 		response.Events = append(response.Events, r.Event)
 	}
 	if next != nil {

@@ -192,6 +192,28 @@ func TestTimelinePages(t *testing.T) {
 					}
 					require.Equal(t, ids(at), paged, "%s by %d", name, size)
 				}
+				// Pages by bytes, of which one event may have more.
+				for _, size := range []int{1, 10_000} {
+					var paged []string
+					span := whole(n)
+					span.Bytes = size
+					for {
+						page, next, err := list(span)
+						require.NoError(t, err)
+						bytes := 0
+						for _, r := range page {
+							bytes += len(r.Body)
+						}
+						require.True(t, bytes <= size || len(page) == 1)
+						paged = append(paged, ids(page)...)
+						if next == nil {
+							break
+						}
+						require.Greater(t, bytes+2000, size, "as many as there is room for")
+						span.After = *next
+					}
+					require.Equal(t, ids(at), paged, "%s by %d bytes", name, size)
+				}
 				part, _, err := list(store.Span{Since: start.Add(10 * time.Second), Until: start.Add(20 * time.Second), Limit: 100})
 				require.NoError(t, err)
 				require.Equal(t, ids(records(t, workload.Events(10, 10)...)), ids(part), "since counts, until does not")
@@ -363,6 +385,16 @@ func TestRetentionByAge(t *testing.T) {
 		all, _, err = s.EntityTimeline(t.Context(), node, whole(10_000))
 		require.NoError(t, err)
 		require.Len(t, all, 900)
+		// The index names some that are gone.
+		var paged []string
+		for span, next := whole(70), (*store.Place)(nil); ; span.After = *next {
+			all, next, err = s.EntityTimeline(t.Context(), node, span)
+			require.NoError(t, err)
+			if paged = append(paged, ids(all)...); next == nil {
+				break
+			}
+		}
+		require.Len(t, paged, 900)
 
 		names := map[string]int{}
 		ties := map[string]int{}
