@@ -117,7 +117,7 @@ func (s *Store) DeleteForgotten(ctx context.Context, before time.Time, known fun
 	at := before.UnixNano()
 	const first = -1 << 63
 	for from, more := int64(first), true; more; {
-		to, err := s.end(ctx, "entities", from)
+		to, err := s.end(ctx, "entities", from, chunk)
 		if err != nil || !to.Valid {
 			return all, err
 		}
@@ -182,11 +182,11 @@ func (s *Store) deleteForgotten(ctx context.Context, from, to, at int64, known f
 	return all, err
 }
 
-// end is where a part of a table of rows by entity ends that begins at a key; not
+// end is where a part of some rows ends of a table by entity that begins at a key; not
 // valid when there is nothing behind it.
-func (s *Store) end(ctx context.Context, table string, from int64) (to sql.NullInt64, err error) {
+func (s *Store) end(ctx context.Context, table string, from int64, rows int) (to sql.NullInt64, err error) {
 	query := "SELECT MAX(entity) FROM (SELECT entity FROM " + table + " WHERE entity >= ? ORDER BY entity LIMIT ?) AS part"
-	err = s.read.QueryRowContext(ctx, s.placeholders(query), from, 5*chunk).Scan(&to)
+	err = s.read.QueryRowContext(ctx, s.placeholders(query), from, rows).Scan(&to)
 	return to, err
 }
 
@@ -348,7 +348,7 @@ func (s *Store) yield(ctx context.Context) error {
 func (s *Store) deletePostings(ctx context.Context, at int64) error {
 	const first = -1 << 63
 	for from, more := int64(first), true; more; {
-		to, err := s.end(ctx, "postings", from)
+		to, err := s.end(ctx, "postings", from, 5*chunk)
 		if err != nil || !to.Valid {
 			return err
 		}
