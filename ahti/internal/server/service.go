@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -124,7 +125,17 @@ func (s *Service) resolve(engine *causality.Engine, name, cluster string) ([]*ah
 		}
 		return nil, status.Errorf(codes.NotFound, "nothing is known of %q%s: name it as namespace/name, kind/namespace/name or by its id", name, where)
 	}
-	entities, _, _ := engine.Topology(refs, time.Now(), 0, len(refs))
+	type key struct {
+		kind        ahtiv1.EntityType
+		cluster, id string
+	}
+	found := make(map[key]bool, len(refs))
+	for _, r := range refs {
+		found[key{r.GetType(), r.GetClusterId(), r.GetId()}] = true
+	}
+	// What the same things are called elsewhere may come along.
+	entities, _, _ := engine.Topology(refs, time.Now(), 0, math.MaxInt)
+	entities = slices.DeleteFunc(entities, func(e *ahtiv1.Entity) bool { return !found[key{e.GetType(), e.GetClusterId(), e.GetId()}] })
 	entities, homes := meant(name, entities)
 	if len(homes) > 1 {
 		return nil, bad("%q may be %s", name, choices(name, homes))
