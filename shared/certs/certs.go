@@ -190,7 +190,7 @@ func (s *store) verify(shown []*x509.Certificate, options x509.VerifyOptions) er
 		return errors.New("the other side showed no certificate")
 	}
 	s.mu.Lock()
-	_ = s.refresh() // what was good before holds
+	stale := s.refresh() // what was good before holds
 	options.Roots = s.pool
 	s.mu.Unlock()
 	options.Intermediates = x509.NewCertPool()
@@ -198,7 +198,11 @@ func (s *store) verify(shown []*x509.Certificate, options x509.VerifyOptions) er
 		options.Intermediates.AddCert(c)
 	}
 	if _, err := shown[0].Verify(options); err != nil {
-		return fmt.Errorf("check the certificate of %q with CA %s: %w", shown[0].Subject.CommonName, s.files.CA, err)
+		err = fmt.Errorf("check the certificate of %q with CA %s: %w", shown[0].Subject.CommonName, s.files.CA, err)
+		if stale != nil { // it may be what the new files say
+			err = fmt.Errorf("%w, and the files changed since: %w", err, stale)
+		}
+		return err
 	}
 	return nil
 }

@@ -100,6 +100,23 @@ func TestMutualTLSFollowsItsFiles(t *testing.T) {
 	require.Equal(t, []string{"server 2", "client 2"}, []string{byClient, byServer})
 }
 
+// Who is refused because a new CA cannot be read is told so.
+func TestARefusalTellsOfFilesThatCannotBeRead(t *testing.T) {
+	older, newer := certstest.NewAuthority(t, "older"), certstest.NewAuthority(t, "newer")
+	s := certstest.Files(t)
+	older.Issue(t, "server", s.Cert, s.Key)
+	older.Write(t, s.CA)
+	client, err := certs.Files{CA: s.CA}.Client("localhost")
+	require.NoError(t, err)
+	newer.Issue(t, "server", s.Cert, s.Key)
+	server, err := certs.Files{Cert: s.Cert, Key: s.Key}.Server()
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(s.CA, []byte("half a certifi"), 0o600))
+	_, _, clientErr, _ := connect(t, client, server)
+	require.ErrorContains(t, clientErr, "unknown authority")
+	require.ErrorContains(t, clientErr, "no certificate in PEM form")
+}
+
 func TestServerRefusesAClientWithoutCertificate(t *testing.T) {
 	a := certstest.NewAuthority(t, "a")
 	s := certstest.Files(t)

@@ -1,4 +1,5 @@
-// Package endpoint reads where a gRPC server is and how to talk to it.
+// Package endpoint says where servers are: it reads where a gRPC server is and how
+// to talk to it, and takes the address of a server of ours.
 package endpoint
 
 import (

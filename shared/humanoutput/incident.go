@@ -1,6 +1,7 @@
 package humanoutput
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -26,6 +27,11 @@ func (s Style) Incident(i *ahtiv1.Incident) string {
 	line := func(format string, args ...any) {
 		b.WriteString(strings.TrimRight(fmt.Sprintf(format, args...), " ") + "\n")
 	}
+	changes := func(c *ahtiv1.Cause) {
+		for _, change := range c.GetChanges() {
+			line("            %s: %s → %s", Clean(change.GetPath()), value(change.GetOld()), value(change.GetNew()))
+		}
+	}
 	name, color := severity(i.GetSeverity())
 	line("%s  %s", s.paint(color, name), s.paint(bold, Clean(i.GetSummary())))
 	if i.GetAdvice() != "" {
@@ -43,13 +49,8 @@ func (s Style) Incident(i *ahtiv1.Incident) string {
 		line("  %s", s.paint(bold, "how it came about"))
 		for n, l := range i.GetChain() {
 			line("  %s  %s%s", s.clock(l.GetTimestamp().AsTime(), i), arrow(n), told(l.GetText(), l.GetKind(), l.GetEntity()))
-			for _, c := range i.GetCauses()[:min(1, len(i.GetCauses()))] {
-				if c.GetEventId() != l.GetEventId() {
-					continue
-				}
-				for _, change := range c.GetChanges() {
-					line("            %s: %s → %s", Clean(change.GetPath()), value(change.GetOld()), value(change.GetNew()))
-				}
+			if explains(i, l) {
+				changes(i.GetCauses()[0])
 			}
 		}
 	}
@@ -63,14 +64,25 @@ func (s Style) Incident(i *ahtiv1.Incident) string {
 			line("            and %d more", more)
 		}
 	}
-	if others := i.GetCauses(); len(others) > 1 {
+	// A suspect that is not sure enough to be believed is in no chain.
+	suspects, title := i.GetCauses(), "what it could be"
+	if slices.ContainsFunc(i.GetChain(), func(l *ahtiv1.ChainLink) bool { return explains(i, l) }) {
+		suspects, title = suspects[1:], "what else it could be"
+	}
+	if len(suspects) > 0 {
 		line("")
-		line("  %s", s.paint(bold, "what else it could be"))
-		for _, c := range others[1:] {
+		line("  %s", s.paint(bold, title))
+		for _, c := range suspects {
 			line("  %3.0f %%     %s", 100*c.GetConfidence(), told(c.GetText(), c.GetKind(), c.GetEntity()))
+			changes(c)
 		}
 	}
 	return b.String()
+}
+
+// explains says whether a step of the chain is the first cause.
+func explains(i *ahtiv1.Incident, l *ahtiv1.ChainLink) bool {
+	return len(i.GetCauses()) > 0 && i.GetCauses()[0].GetEventId() == l.GetEventId()
 }
 
 // Incidents lists incidents, a line each with its end.
@@ -147,12 +159,13 @@ func (s Style) period(i *ahtiv1.Incident) string {
 	return text + ", seen last " + last.Format("15:04:05")
 }
 
-// confidence puts the number into words: a tired person reads 0.62 as certain.
+// confidence puts the number into words: a tired person reads 0.62 as certain. An
+// incident whose cause is not believed has the number of its first suspect.
 func confidence(i *ahtiv1.Incident) string {
-	c := i.GetConfidence()
 	if len(i.GetCauses()) == 0 {
 		return "no change that was seen explains the first symptom"
 	}
+	c := cmp.Or(i.GetConfidence(), i.GetCauses()[0].GetConfidence())
 	word := "a guess"
 	switch {
 	case c >= 0.9:

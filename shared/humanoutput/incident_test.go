@@ -56,6 +56,12 @@ func TestIncident(t *testing.T) {
 			Entity: &ahtiv1.Entity{Type: ahtiv1.EntityType_ENTITY_TYPE_CONTAINER, Id: fmt.Sprintf("c%d", n)},
 		})
 	}
+	// The engine suspects a change and is not sure enough to believe it.
+	suspected := rollout()
+	suspected.Summary = "Container api of Pod shop/api-5d8f-x failed. Not sure why: perhaps because Deployment shop/api was rolled out (41 %)."
+	suspected.Advice, suspected.Confidence, suspected.Root = "", 0, suspected.GetSymptoms()[0].GetEntity()
+	suspected.Causes[0].Confidence = 0.41
+	suspected.Chain, suspected.Symptoms = suspected.GetChain()[1:], suspected.GetSymptoms()[:1]
 	tests := []struct {
 		name  string
 		style humanoutput.Style
@@ -80,6 +86,24 @@ CRITICAL  Pods of Deployment shop/api are OOM-killed since its memory limit was 
   12:35:16  pod shop/api-5d8f-x: network.connection_refused
 
   what else it could be
+    4 %     node n1 was cordoned
+`},
+		{"with a suspect", humanoutput.Style{}, suspected, `
+CRITICAL  Container api of Pod shop/api-5d8f-x failed. Not sure why: perhaps because Deployment shop/api was rolled out (41 %).
+  how sure     possible (41 %)
+  since        2026-03-01 12:34:56 UTC, seen last 12:39:56
+  where        pod shop/api-5d8f-x in cluster prod
+  incident     k3q9
+
+  how it came about
+  12:35:08  pod shop/api-5d8f-x: its container was OOM-killed
+
+  what suffers
+  12:35:08  pod shop/api-5d8f-x: its container was OOM-killed (7 times in 4m48s)
+
+  what it could be
+   41 %     Deployment shop/api was rolled out
+            spec.template.spec.containers[api].resources.limits.memory: 512Mi → 64Mi
     4 %     node n1 was cordoned
 `},
 		{"without an explanation", humanoutput.Style{Zone: time.FixedZone("EET", 2*60*60)}, unexplained, `

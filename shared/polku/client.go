@@ -63,6 +63,9 @@ const (
 	// overdue is how long a gateway may leave out events while it acks others
 	// that were sent with or after them.
 	overdue = 30 * time.Second
+
+	// refusedWithin is how long a gateway may take to refuse a stream.
+	refusedWithin = 5 * time.Second
 )
 
 // Reasons to lose an event besides those of the queue.
@@ -112,8 +115,10 @@ type Client struct {
 	descs       descs
 	longest     time.Duration // the longest back-off
 	overdue     time.Duration // how long a gateway may leave out events
-	largest     int           // bytes of a batch of several events; only Run uses it
-	room        chan struct{} // a token when a batch was settled
+	// refusedWithin is how long a stream must last to count as accepted.
+	refusedWithin time.Duration
+	largest       int           // bytes of a batch of several events; only Run uses it
+	room          chan struct{} // a token when a batch was settled
 
 	mu        sync.Mutex
 	window    window
@@ -144,7 +149,7 @@ func New(config Config) (*Client, error) {
 		config: config, endpoint: e, log: config.Log.With("gateway", config.Endpoint),
 		events: event.NewFactory(), queue: queue.New(config.Queue),
 		grpcMetrics: grpcprom.NewClientMetrics(), descs: newDescs(),
-		longest: longest, overdue: overdue, largest: math.MaxInt, room: make(chan struct{}, 1),
+		longest: longest, overdue: overdue, refusedWithin: refusedWithin, largest: math.MaxInt, room: make(chan struct{}, 1),
 		window: newWindow(), down: errStarting, keepalive: keepaliveTime,
 		counts: counts{refused: map[string]uint64{}, retried: map[string]uint64{}},
 	}, nil

@@ -615,12 +615,31 @@ func TestConnectedWithTheFirstAck(t *testing.T) {
 	g := newGateway(t)
 	g.silent = true
 	g.start()
-	l := startClient(t, g.address, nil)
+	l := startClient(t, g.address, nil, func(c *Client) { c.refusedWithin = time.Hour })
 	l.eventually(func() bool { return g.connections() == 1 }, "a stream")
 	require.ErrorIs(t, l.Ready(), errStarting)
 	l.Offer(number(1))
 	l.flush()
 	require.NoError(t, l.Ready())
+}
+
+// A stream that lasts was accepted, and counts once, whatever the gateway says.
+func TestAStreamConnectsOnce(t *testing.T) {
+	for _, silent := range []bool{false, true} {
+		t.Run(fmt.Sprint("silent=", silent), func(t *testing.T) {
+			g := newGateway(t)
+			g.silent = silent
+			g.start()
+			l := startClient(t, g.address, nil, func(c *Client) { c.refusedWithin = time.Nanosecond })
+			l.eventually(func() bool { return l.Ready() == nil }, "accepted")
+			l.Offer(number(1))
+			l.flush()
+			g.server.Stop()
+			l.eventually(func() bool { return l.Ready() != nil }, "the end is noticed")
+			require.Equal(t, 1, strings.Count(l.log.String(), "connected to the gateway"))
+			require.Zero(t, l.metric("reconnects_total", ""))
+		})
+	}
 }
 
 // typical is what an observer makes of a refused connection.

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -226,17 +227,19 @@ func (c *Client) write(ctx context.Context, s stream, batches []*batch) error {
 	return nil
 }
 
-// refusedWithin is how long a gateway may take to refuse a stream.
-const refusedWithin = 5 * time.Second
-
 func (c *Client) receive(s stream, progress *bool) error {
 	// Headers come when the gateway has accepted the stream, or with the first
 	// ack. A refusal has none, and its reason is what Recv returns. It comes at
 	// once, so that a stream which lasts was accepted by one that says nothing.
-	accepted := time.AfterFunc(refusedWithin, c.connected)
-	defer accepted.Stop()
+	connected := sync.OnceFunc(c.connected)
+	lasts := time.AfterFunc(c.refusedWithin, connected)
+	defer func() {
+		if !lasts.Stop() {
+			connected() // waits until it is told, or it would be told after the end
+		}
+	}()
 	if header, err := s.Header(); err == nil && header != nil {
-		c.connected()
+		connected()
 	}
 	for {
 		ack, err := s.Recv()

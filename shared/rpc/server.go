@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"net"
 	"runtime/debug"
-	"syscall"
 	"time"
 
 	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
@@ -28,6 +27,8 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
+
+	"github.com/yairfalse/tapio/shared/endpoint"
 )
 
 // Limits that no deployment has a reason to change.
@@ -171,19 +172,11 @@ func (s *Server) RegisterService(desc *grpc.ServiceDesc, service any) {
 // Listen takes the address, so that a binary finds out at its start that it
 // cannot. The error names the flag to change.
 func (s *Server) Listen(ctx context.Context) error {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", s.config.Address)
+	l, err := endpoint.Listen(ctx, s.config.Name, s.config.Address, s.config.Flag)
 	if err == nil {
 		s.listener = &limited{Listener: l, most: int64(s.config.MaxConnections), metrics: s.metrics}
-		return nil
 	}
-	hint := "set --" + s.config.Flag + " to an address of this machine, HOST:PORT"
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		hint = "another process has this address; set --" + s.config.Flag + " to a free one"
-	case errors.Is(err, syscall.EACCES):
-		hint = "ports below 1024 need privileges; set --" + s.config.Flag + " to a higher one"
-	}
-	return fmt.Errorf("serve %s on %q: %w: %s", s.config.Name, s.config.Address, err, hint)
+	return err
 }
 
 // Addr is the address that Listen took; nil before.

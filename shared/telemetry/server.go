@@ -10,12 +10,13 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/yairfalse/tapio/shared/endpoint"
 )
 
 // The clients are probes and scrapers: small requests, answered at once.
@@ -148,19 +149,11 @@ func answer(w http.ResponseWriter, status int, body string) {
 // Listen takes the address, so that a binary finds out at its start that it
 // cannot. The error names the flag to change.
 func (s *Server) Listen(ctx context.Context) error {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", s.config.Address)
+	l, err := endpoint.Listen(ctx, "health and metrics", s.config.Address, s.config.Flag)
 	if err == nil {
 		s.listener = l
-		return nil
 	}
-	hint := "set --" + s.config.Flag + " to an address of this machine, HOST:PORT"
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		hint = "another process has this address; set --" + s.config.Flag + " to a free one"
-	case errors.Is(err, syscall.EACCES):
-		hint = "ports below 1024 need privileges; set --" + s.config.Flag + " to a higher one"
-	}
-	return fmt.Errorf("serve health and metrics on %q: %w: %s", s.config.Address, err, hint)
+	return err
 }
 
 // Addr is the address that Listen took; nil before.

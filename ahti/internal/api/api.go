@@ -13,7 +13,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -23,6 +22,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
+	"github.com/yairfalse/tapio/shared/endpoint"
 )
 
 const (
@@ -67,16 +67,11 @@ func NewServer(config Config) *Server {
 
 // Listen takes the address.
 func (s *Server) Listen(ctx context.Context) error {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", s.config.Address)
-	if err != nil {
-		hint := "set --" + s.config.Flag + " to an address of this machine, HOST:PORT"
-		if errors.Is(err, syscall.EADDRINUSE) {
-			hint = "another process has this address; set --" + s.config.Flag + " to a free one"
-		}
-		return fmt.Errorf("serve JSON on %q: %w: %s", s.config.Address, err, hint)
+	l, err := endpoint.Listen(ctx, "JSON", s.config.Address, s.config.Flag)
+	if err == nil {
+		s.listener = l
 	}
-	s.listener = l
-	return nil
+	return err
 }
 
 // Addr is the address that Listen took.

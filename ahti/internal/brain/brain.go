@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime"
 	"slices"
 	"sync"
@@ -70,10 +71,25 @@ type Brain struct {
 	open   int
 	// unstored counts incidents that cannot be encoded.
 	unstored int
+
+	failing  sync.Mutex
+	failures map[string]int // by task
 }
 
+// The tasks of the housekeeping.
+const (
+	taskIncidents = "incidents"
+	taskLessons   = "lessons"
+	taskRetention = "retention"
+)
+
 // New returns a Brain.
-func New(config Config) *Brain { return &Brain{config: config, hashes: map[string]uint64{}} }
+func New(config Config) *Brain {
+	return &Brain{
+		config: config, hashes: map[string]uint64{},
+		failures: map[string]int{taskIncidents: 0, taskLessons: 0, taskRetention: 0},
+	}
+}
 
 // Restore gives an engine that is empty what is stored: lessons, facts, the
 // events that matter, and everything from behind the last checkpoint.
@@ -212,17 +228,15 @@ func (b *Brain) Run(ctx context.Context) error {
 		var err error
 		select {
 		case now := <-refresh.C:
-			err = b.refresh(ctx, now)
+			err = b.failed(ctx, taskIncidents, b.refresh(ctx, now))
 		case now := <-learn.C:
-			err = b.learn(ctx, now)
+			err = b.failed(ctx, taskLessons, b.learn(ctx, now))
 		case now := <-retain.C:
 			// Beside the rest: a large store is deleted for minutes.
 			select {
 			case retaining <- struct{}{}:
 				retention.Go(func() {
-					if err := b.retain(ctx, now); err != nil && ctx.Err() == nil {
-						b.config.Log.Warn("old data were not deleted", "error", err)
-					}
+					_ = b.failed(ctx, taskRetention, b.Retain(ctx, now)) // the other tasks find out who writes
 					<-retaining
 				})
 			default:
@@ -237,10 +251,26 @@ func (b *Brain) Run(ctx context.Context) error {
 		if errors.Is(err, store.ErrReplaced) {
 			return err
 		}
-		if err != nil && ctx.Err() == nil {
-			b.config.Log.Warn("housekeeping failed; it will be tried again", "error", err)
-		}
 	}
+}
+
+// failed counts and logs the failure of a task, if it is one, and returns it.
+func (b *Brain) failed(ctx context.Context, task string, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	b.config.Log.Warn("housekeeping failed; it will be tried again", "task", task, "error", err)
+	b.failing.Lock()
+	defer b.failing.Unlock()
+	b.failures[task]++
+	return err
+}
+
+// Failures counts the failures of each task of the housekeeping since the start.
+func (b *Brain) Failures() map[string]int {
+	b.failing.Lock()
+	defer b.failing.Unlock()
+	return maps.Clone(b.failures)
 }
 
 // refresh updates the stored incidents when something may have changed.
@@ -288,17 +318,8 @@ func (b *Brain) Refresh(ctx context.Context, now time.Time) error {
 			inside.add(s)
 		}
 	}
-	// What the engine tells no longer is part of another incident now, or too
-	// old for it and over.
-	var removed []string
-	gone := func(i *ahtiv1.Incident) {
-		if slices.ContainsFunc(i.GetSymptoms(), inside.has) {
-			removed = append(removed, i.GetId())
-		} else if i.GetState() != ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED {
-			i.State = ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED
-			changed = append(changed, i)
-		}
-	}
+	// What is stored and the engine tells no longer.
+	var gone []*ahtiv1.Incident
 	if b.at.IsZero() {
 		// What an ahti before this one stored, and may be part of others now.
 		lately := store.IncidentFilter{SeenSince: now.Add(-b.config.Engine.Window() - slack)}
@@ -312,7 +333,7 @@ func (b *Brain) Refresh(ctx context.Context, now time.Time) error {
 	filter := store.IncidentFilter{State: ahtiv1.IncidentState_INCIDENT_STATE_OPEN}
 	if err := b.config.Store.Incidents(ctx, filter, func(i *ahtiv1.Incident) bool {
 		if _, told := hashes[i.GetId()]; !told {
-			gone(i)
+			gone = append(gone, i)
 		}
 		return true
 	}); err != nil {
@@ -324,7 +345,26 @@ func (b *Brain) Refresh(ctx context.Context, now time.Time) error {
 		}
 		// Those that are not open were not found above.
 		if i, err := b.config.Store.Incident(ctx, id); err == nil && i.GetState() == ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED {
-			gone(i)
+			gone = append(gone, i)
+		}
+	}
+	var removed []string
+	for _, i := range gone {
+		// It is part of another incident now, or the engine has taken it back: a
+		// failure turned out to be an end that was ordered. Else it is too old for
+		// the engine, and over.
+		untrue := slices.ContainsFunc(i.GetSymptoms(), inside.has)
+		if !untrue {
+			var err error
+			if untrue, err = b.knew(ctx, i, now); err != nil {
+				return err
+			}
+		}
+		if untrue {
+			removed = append(removed, i.GetId())
+		} else if i.GetState() != ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED {
+			i.State = ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED
+			changed = append(changed, i)
 		}
 	}
 	if err := b.config.Store.SaveIncidents(ctx, changed, removed); err != nil {
@@ -333,6 +373,36 @@ func (b *Brain) Refresh(ctx context.Context, now time.Time) error {
 	b.hashes, b.seen, b.at, b.open = hashes, seen, now, open
 	b.took = time.Since(began)
 	return nil
+}
+
+// knew says whether the engine has everything that an incident was made of, so that
+// it would tell it if it were one still.
+func (b *Brain) knew(ctx context.Context, i *ahtiv1.Incident, now time.Time) (bool, error) {
+	for _, s := range i.GetSymptoms() {
+		if s.GetFirstAt().AsTime().Before(now.Add(-b.config.Engine.Window())) {
+			return false, nil
+		}
+	}
+	if b.hashes[i.GetId()] != 0 {
+		return true, nil // it told it itself
+	}
+	// An ahti before this one stored it. Some of its events may be deleted by now,
+	// or be no symptoms by the table that this one reasons by.
+	for _, s := range i.GetSymptoms() {
+		for _, id := range s.GetEventIds() {
+			e, err := b.config.Store.Event(ctx, id)
+			if errors.Is(err, store.ErrNotFound) {
+				return false, nil
+			}
+			if err != nil {
+				return false, err
+			}
+			if b.config.Engine.Relevance(e) == causality.Irrelevant {
+				return false, nil
+			}
+		}
+	}
+	return len(i.GetSymptoms()) > 0, nil
 }
 
 // told holds symptoms by what stays the same of them while they go on. Their first
@@ -399,8 +469,8 @@ func (b *Brain) learn(ctx context.Context, now time.Time) error {
 	return b.config.Store.SetState(ctx, lessons, body)
 }
 
-// retain deletes what is too old, and the oldest while there is too much.
-func (b *Brain) retain(ctx context.Context, now time.Time) error {
+// Retain deletes what is too old, and the oldest while there is too much.
+func (b *Brain) Retain(ctx context.Context, now time.Time) error {
 	var deleted int64
 	if b.config.Retention > 0 {
 		n, err := b.config.Store.DeleteBefore(ctx, now.Add(-b.config.Retention))
@@ -428,5 +498,19 @@ func (b *Brain) retain(ctx context.Context, now time.Time) error {
 	if deleted > 0 {
 		b.config.Log.Info("old events deleted", "events", deleted)
 	}
-	return nil
+	if b.config.Retention == 0 && b.config.MaxBytes == 0 {
+		return nil
+	}
+	// Only what the engine has forgotten: of what it knows, it would not tell again
+	// what is deleted here.
+	unheard := now.Add(-max(b.config.Retention, b.config.Engine.Window()+slack))
+	forgotten, err := b.config.Store.DeleteForgotten(ctx, unheard, func(e *ahtiv1.Entity) bool {
+		ref := &ahtiv1.EntityReference{Type: e.GetType(), Id: e.GetId(), ClusterId: e.GetClusterId()}
+		known, _, _ := b.config.Engine.Topology([]*ahtiv1.EntityReference{ref}, now, 0, 1)
+		return len(known) > 0
+	})
+	if forgotten > 0 {
+		b.config.Log.Info("what nobody tells of any more is forgotten", "things", forgotten)
+	}
+	return err
 }

@@ -54,7 +54,9 @@ func start(t *testing.T, config store.Config, now time.Time) *fixture {
 	engine, err := causality.New(causality.Options{})
 	require.NoError(t, err)
 	require.NoError(t, brain.Restore(t.Context(), s, engine, now))
-	b := brain.New(brain.Config{Store: s, Engine: engine, Applied: func() uint64 { return 0 }, Log: config.Log})
+	b := brain.New(brain.Config{
+		Store: s, Engine: engine, Applied: func() uint64 { return 0 }, Retention: 7 * 24 * time.Hour, Log: config.Log,
+	})
 	return &fixture{b, s, engine}
 }
 
@@ -138,31 +140,80 @@ func TestChangesAreRemembered(t *testing.T) {
 	})
 }
 
-// What an ahti before this one stored is part of another incident now, or stays as
-// it was.
+// What an ahti before this one stored is part of another incident now, or was taken
+// back, or stays because the engine cannot know it any more.
 func TestIncidentsOfBeforeTheRestart(t *testing.T) {
+	const isOpen, isOver = ahtiv1.IncidentState_INCIDENT_STATE_OPEN, ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED
 	each(t, func(t *testing.T, config store.Config) {
 		now := time.Now()
 		f := start(t, config, now)
-		kill := killed("kill", "api", now.Add(-time.Hour))
-		f.add(t, kill)
+		told := killed("kill", "api", now.Add(-time.Hour))
+		// By the table of an ahti before, this was a symptom.
+		other := killed("other", "db", now.Add(-time.Hour))
+		other.Subtype, other.Severity = "app.odd", 3
+		f.add(t, told, other)
 		require.NoError(t, f.Refresh(t.Context(), now))
-		told := f.incidents(t)
-		require.Len(t, told, 1)
-		require.Equal(t, ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED, told[0].GetState())
-		part, other := proto.CloneOf(told[0]), proto.CloneOf(told[0])
-		part.Id, other.Id = "part", "other"
-		other.Symptoms[0].Entity.Id = "db"
-		require.NoError(t, f.store.SaveIncidents(t.Context(), []*ahtiv1.Incident{part, other}, nil))
+		stored := f.incidents(t)
+		require.Len(t, stored, 1)
+		require.Equal(t, isOver, stored[0].GetState())
+		like := func(id, pod, event string, spoil ...func(*ahtiv1.Incident)) *ahtiv1.Incident {
+			i := proto.CloneOf(stored[0])
+			i.Id, i.State, i.Symptoms[0].Entity.Id, i.Symptoms[0].EventIds = id, isOpen, pod, []string{event}
+			for _, s := range spoil {
+				s(i)
+			}
+			return i
+		}
+		require.NoError(t, f.store.SaveIncidents(t.Context(), []*ahtiv1.Incident{
+			like("part", "api", "kill"),
+			like("taken back", "db", "kill"),
+			like("taken back when over", "db", "kill", func(i *ahtiv1.Incident) { i.State = isOver }),
+			like("events deleted", "db", "deleted"),
+			like("table changed", "db", "other"),
+			like("began too early", "db", "kill", func(i *ahtiv1.Incident) {
+				i.Symptoms[0].FirstAt = timestamppb.New(now.Add(-f.engine.Window() - time.Minute))
+			}),
+		}, nil))
 		require.NoError(t, f.store.Close())
 
 		f = start(t, config, now)
-		require.NoError(t, f.Refresh(t.Context(), now))
-		var ids []string
-		for _, i := range f.incidents(t) {
-			ids = append(ids, i.GetId())
+		for range 2 {
+			require.NoError(t, f.Refresh(t.Context(), now))
+			var ids []string
+			for _, i := range f.incidents(t) {
+				ids = append(ids, i.GetId())
+				require.Equal(t, isOver, i.GetState(), i.GetId())
+			}
+			require.ElementsMatch(t, []string{stored[0].GetId(), "events deleted", "table changed", "began too early"}, ids)
 		}
-		require.ElementsMatch(t, []string{told[0].GetId(), "other"}, ids)
+	})
+}
+
+// A container that ends as its pod was told to is no incident, and leaves none
+// behind, whether the end of the pod is told before a restart or after it.
+func TestAnOrderedEndLeavesNoIncident(t *testing.T) {
+	each(t, func(t *testing.T, config store.Config) {
+		now := time.Now()
+		f := start(t, config, now)
+		for _, restart := range []bool{false, true} {
+			pod := fmt.Sprint("api-", restart)
+			end := killed("end-"+pod, pod, now.Add(-3*time.Second))
+			end.Subtype, end.Severity, end.Labels = "container.exit_error", 4, map[string]string{"process.exit.code": "143"}
+			f.add(t, end)
+			require.NoError(t, f.Refresh(t.Context(), now.Add(-2*time.Second)))
+			require.Len(t, f.incidents(t), 1, "it looks like a failure")
+			if restart {
+				require.NoError(t, f.store.Checkpoint(t.Context()))
+				require.NoError(t, f.store.Close())
+				f = start(t, config, now)
+			}
+			gone := killed("gone-"+pod, pod, now.Add(-time.Second))
+			gone.Subtype, gone.Severity = "k8s.pod.deleted", 2
+			gone.Entities[0].State = ahtiv1.EntityState_ENTITY_STATE_DELETED
+			f.add(t, gone)
+			require.NoError(t, f.Refresh(t.Context(), now))
+			require.Empty(t, f.incidents(t))
+		}
 	})
 }
 
@@ -210,5 +261,66 @@ func TestAnIncidentThatGoesOnAndOn(t *testing.T) {
 		found := f.incidents(t)
 		require.Len(t, found, 1)
 		require.Equal(t, ahtiv1.IncidentState_INCIDENT_STATE_OPEN, found[0].GetState())
+	})
+}
+
+// What is only named for a while is forgotten, by the engine and in the store, and
+// is told again when it comes back. What was told to exist stays.
+func TestOnlyNamedThingsAreForgotten(t *testing.T) {
+	each(t, func(t *testing.T, config store.Config) {
+		const named = 200
+		now := time.Now()
+		f := start(t, config, now)
+		call := func(id string, n int, at time.Time) *ahtiv1.AhtiEvent {
+			e := killed(id, "api", at)
+			e.Subtype, e.Severity, e.Entities[0].State = "network.connection", 2, ahtiv1.EntityState_ENTITY_STATE_ACTIVE
+			endpoint := &ahtiv1.Entity{Type: ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT, Id: fmt.Sprintf("203.0.113.%d:443", n)}
+			container := &ahtiv1.Entity{Type: ahtiv1.EntityType_ENTITY_TYPE_CONTAINER, Id: fmt.Sprint("container-", n)}
+			ref := func(x *ahtiv1.Entity) *ahtiv1.EntityReference {
+				return &ahtiv1.EntityReference{Type: x.GetType(), Id: x.GetId()}
+			}
+			e.Entities = append(e.Entities, endpoint, container)
+			e.Relationships = []*ahtiv1.Relationship{
+				{Type: ahtiv1.RelationshipType_RELATIONSHIP_TYPE_CONNECTS_TO, Source: ref(e.GetEntities()[0]), Target: ref(endpoint)},
+				{Type: ahtiv1.RelationshipType_RELATIONSHIP_TYPE_OWNS, Source: ref(e.GetEntities()[0]), Target: ref(container)},
+			}
+			return e
+		}
+		facts := func() (things map[string]int, ties int) {
+			things = map[string]int{}
+			require.NoError(t, f.store.Facts(t.Context(), func(fact store.Fact) {
+				if fact.Entity != nil {
+					things[fact.Entity.GetId()]++
+				} else {
+					ties++
+				}
+			}))
+			return things, ties
+		}
+		for n := range named {
+			f.add(t, call(fmt.Sprint("call-", n), n, now.Add(-10*24*time.Hour).Add(time.Duration(n)*time.Second)))
+		}
+		f.add(t, call("call-again", 0, now.Add(-24*time.Hour))) // within the retention
+		require.NoError(t, f.store.Checkpoint(t.Context()))
+		things, ties := facts()
+		require.Len(t, things, 1+2*named)
+		require.Equal(t, 2*named, ties)
+
+		require.NoError(t, f.Retain(t.Context(), now))
+		things, _ = facts()
+		require.Len(t, things, 1+2*named, "the engine knows them still")
+		f.engine.Forget(now.Add(-f.engine.Window()))
+		require.NoError(t, f.Retain(t.Context(), now))
+		things, ties = facts()
+		require.Len(t, things, 1+2)
+		require.Contains(t, things, "api")
+		require.Contains(t, things, "203.0.113.0:443")
+		require.Equal(t, 2, ties)
+
+		f.add(t, call("call-back", 1, now))
+		require.NoError(t, f.store.Checkpoint(t.Context()))
+		things, ties = facts()
+		require.Len(t, things, 1+4)
+		require.Equal(t, 4, ties)
 	})
 }

@@ -177,7 +177,7 @@ func newWhy(environ []string) *cobra.Command {
 		Short: "Explain what is wrong with something",
 		Long: `why explains what is wrong with a pod, a service, a node or anything else that
 ahti knows: named as namespace/name, kind/namespace/name, by its id, or by its
-name alone when there is one of that name.`,
+name alone when one namespace has that name.`,
 		Example: `  ahti why shop/api
   ahti why deployment/shop/api --at 2026-03-01T12:30:00Z
   ahti why --event 01JNF0R4W0000000000000000`,

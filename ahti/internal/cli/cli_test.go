@@ -136,7 +136,12 @@ func TestAsk(t *testing.T) {
 	var e ahtiv1.AhtiEvent
 	require.NoError(t, protojson.Unmarshal([]byte(lines[0]), &e))
 
-	status, _, stderr := ahti(t, []string{"AHTI_CLIENT_SERVER=" + p.grpc}, "why", "nobody")
-	require.Equal(t, 1, status)
-	require.Contains(t, stderr, `nothing is known of "nobody"`)
+	refused := func(name string) string {
+		status, stdout, stderr := ahti(t, []string{"AHTI_CLIENT_SERVER=" + p.grpc}, "why", name)
+		require.Equal(t, 1, status)
+		require.Empty(t, stdout)
+		return stderr
+	}
+	require.Contains(t, refused("nobody"), `nothing is known of "nobody"`)
+	require.Equal(t, "ahti: \"app\" may be team-0/app, team-1/app, team-2/app or team-3/app: name one of them\n", refused("app"))
 }

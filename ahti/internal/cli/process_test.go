@@ -3,6 +3,7 @@ package cli_test
 import (
 	"bufio"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +25,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/yairfalse/tapio/ahti/internal/ahtitest"
 	"github.com/yairfalse/tapio/ahti/internal/cli"
@@ -144,7 +146,12 @@ func (p *process) kill(t *testing.T) {
 
 func (p *process) ready(t *testing.T) (int, string) {
 	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.telemetry+"/readyz", nil)
+	return p.get(t, "/readyz")
+}
+
+func (p *process) get(t *testing.T, path string) (int, string) {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.telemetry+path, nil)
 	require.NoError(t, err)
 	response, err := http.DefaultClient.Do(request)
 	require.NoError(t, err)
@@ -317,6 +324,56 @@ func TestDiskIsFull(t *testing.T) {
 	require.Len(t, all(t, p), events)
 	require.Contains(t, p.said(), "takes events again")
 }
+
+// What fails behind the acknowledgment is counted: nobody else would notice.
+func TestFailuresAreCounted(t *testing.T) {
+	ahtitest.Stores(t, postgres, func(t *testing.T, config store.Config) {
+		p := start(t, config, nil)
+		_, before := p.get(t, "/metrics")
+		for _, line := range []string{
+			"ahti_checkpoints_failed_total 0", `ahti_housekeeping_failed_total{task="incidents"} 0`,
+			`ahti_housekeeping_failed_total{task="lessons"} 0`, `ahti_housekeeping_failed_total{task="retention"} 0`,
+		} {
+			require.Contains(t, before, line+"\n")
+		}
+		driver, name := "sqlite", filepath.Join(config.Dir, "ahti.db")
+		if config.URL != "" {
+			driver, name = "pgx", config.URL
+		}
+		db, err := sql.Open(driver, name)
+		require.NoError(t, err)
+		for _, table := range []string{"state", "incidents"} {
+			_, err := db.ExecContext(t.Context(), "ALTER TABLE "+table+" RENAME TO lost_"+table)
+			require.NoError(t, err)
+		}
+		require.NoError(t, db.Close())
+
+		// As many as make a checkpoint due.
+		stream, err := p.Ingest(t.Context())
+		require.NoError(t, err)
+		for n := range 4 {
+			request := &ahtiv1.IngestRequest{}
+			for range 5000 {
+				request.Events = append(request.Events, &ahtiv1.AhtiEvent{
+					Id: fmt.Sprintf("%d-%d", n, len(request.GetEvents())), Subtype: "x", Timestamp: timestamppb.Now(),
+				})
+			}
+			require.NoError(t, stream.Send(request))
+			_, err := stream.Recv()
+			require.NoError(t, err)
+		}
+		require.NoError(t, stream.CloseSend())
+		require.Eventually(t, func() bool {
+			_, now := p.get(t, "/metrics")
+			return checkpointsFailed.MatchString(now) && incidentsFailed.MatchString(now)
+		}, 60*time.Second, 50*time.Millisecond, "%s", p.said())
+	})
+}
+
+var (
+	checkpointsFailed = regexp.MustCompile(`(?m)^ahti_checkpoints_failed_total [1-9]`)
+	incidentsFailed   = regexp.MustCompile(`(?m)^ahti_housekeeping_failed_total\{task="incidents"\} [1-9]`)
+)
 
 func keys(set map[string]bool) []string {
 	var all []string

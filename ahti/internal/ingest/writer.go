@@ -280,6 +280,7 @@ func (w *Writer) applyAll(records []*store.Record) (noted int) {
 
 func (w *Writer) checkpoint(ctx context.Context) {
 	if err := w.store.Checkpoint(ctx); err != nil {
+		w.metrics.checkpoints.Inc()
 		w.log.Warn("a checkpoint failed; the next one makes up for it", "error", err)
 		if errors.Is(err, store.ErrReplaced) {
 			w.fail(err)

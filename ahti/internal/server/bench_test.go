@@ -92,6 +92,38 @@ func BenchmarkIngest(b *testing.B) {
 	}
 }
 
+// BenchmarkTimeline reads all of 50,000 events by pages of 10,000, as who checks
+// that nothing is missing does.
+func BenchmarkTimeline(b *testing.B) {
+	const n = 50_000
+	stores := map[string]func() store.Config{
+		"sqlite":   func() store.Config { return store.Config{Dir: b.TempDir()} },
+		"postgres": func() store.Config { return store.Config{URL: postgres.Database(b)} },
+	}
+	for name, config := range stores {
+		b.Run(name, func(b *testing.B) {
+			r := run(b, server.Config{Store: config()})
+			w := ahtitest.Workload{Pods: 2000, Start: time.Now().Add(-50 * time.Minute), Step: time.Millisecond, Cluster: "prod"}
+			load(b, r, requests(w, n), 4)
+			before := processorTime(b)
+			for b.Loop() {
+				read := 0
+				for request := (&ahtiv1.TimelineRequest{PageSize: 10_000}); ; {
+					page, err := r.Timeline(b.Context(), request)
+					require.NoError(b, err)
+					read += len(page.GetEvents())
+					if request.PageToken = page.GetNextPageToken(); request.GetPageToken() == "" {
+						break
+					}
+				}
+				require.Equal(b, n, read)
+			}
+			b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "events/s")
+			b.ReportMetric(float64((processorTime(b)-before).Microseconds())/float64(n*b.N), "cpu-µs/event")
+		})
+	}
+}
+
 // BenchmarkMillion stores AHTI_BENCH_EVENTS events, a million if that is not
 // set, and asks and restarts then.
 func BenchmarkMillion(b *testing.B) {

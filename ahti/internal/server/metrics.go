@@ -21,7 +21,7 @@ type metrics struct {
 	refused                        *prometheus.CounterVec
 	entities, relationships        *prometheus.Desc
 	symptoms, changes, open, bytes *prometheus.Desc
-	unstored                       *prometheus.Desc
+	unstored, housekeeping         *prometheus.Desc
 }
 
 func newMetrics(s *store.Store, engine *causality.Engine, b *brain.Brain, registry prometheus.Registerer) (*metrics, error) {
@@ -37,7 +37,9 @@ func newMetrics(s *store.Store, engine *causality.Engine, b *brain.Brain, regist
 		changes:       gauge("graph_changes", "Changes that the engine remembers."),
 		open:          gauge("incidents_open", "Incidents that go on."),
 		unstored:      gauge("incidents_unstored_total", "Incidents that cannot be stored because of what they say."),
-		bytes:         gauge("store_bytes", "Bytes that the stored data take. Not told for PostgreSQL."),
+		housekeeping: prometheus.NewDesc("ahti_housekeeping_failed_total",
+			"Runs of a task of the housekeeping that failed and will be tried again.", []string{"task"}, nil),
+		bytes: gauge("store_bytes", "Bytes that the stored data take. Not told for PostgreSQL."),
 	}
 	for _, code := range []string{codeInvalid, codeTooLarge} {
 		m.refused.WithLabelValues(code)
@@ -68,6 +70,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge(m.changes, float64(size.Changes))
 	gauge(m.open, float64(m.brain.Open()))
 	ch <- prometheus.MustNewConstMetric(m.unstored, prometheus.CounterValue, float64(m.brain.Unstored()))
+	for task, failures := range m.brain.Failures() {
+		ch <- prometheus.MustNewConstMetric(m.housekeeping, prometheus.CounterValue, float64(failures), task)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	switch bytes, err := m.store.Size(ctx); {

@@ -446,6 +446,100 @@ func badQuestions(t *testing.T, config store.Config) {
 	require.Empty(t, empty.GetEventIds())
 }
 
+// A name that means several things is refused with the choices, each of which is
+// answered. What has one name in one namespace is one story.
+func TestAmbiguousNames(t *testing.T) {
+	const (
+		pod, container, service  = ahtiv1.EntityType_ENTITY_TYPE_POD, ahtiv1.EntityType_ENTITY_TYPE_CONTAINER, ahtiv1.EntityType_ENTITY_TYPE_SERVICE
+		deployment, node, volume = ahtiv1.EntityType_ENTITY_TYPE_DEPLOYMENT, ahtiv1.EntityType_ENTITY_TYPE_NODE, ahtiv1.EntityType_ENTITY_TYPE_PV
+		namespace, unit          = ahtiv1.EntityType_ENTITY_TYPE_NAMESPACE, ahtiv1.EntityType_ENTITY_TYPE_SERVICE_UNIT
+	)
+	n := 0
+	tell := func(kind ahtiv1.EntityType, cluster, namespace, name string) *ahtiv1.AhtiEvent {
+		n++
+		id := fmt.Sprintf("uid-%d", n)
+		if namespace == "" && kind != volume {
+			id = name
+		}
+		last := name
+		if kind == unit {
+			_, last, _ = strings.Cut(name, "/")
+		}
+		return &ahtiv1.AhtiEvent{
+			Id: fmt.Sprintf("event-%d", n), Subtype: "container.oom_kill", Cluster: cluster, Timestamp: timestamppb.New(time.Now().Add(-time.Minute)),
+			Entities: []*ahtiv1.Entity{{Type: kind, Id: id, Name: last, Namespace: namespace, ClusterId: cluster}},
+		}
+	}
+	named := tell(deployment, "prod", "", "shop/api") // as others name it, without its uid
+	named.Entities[0].Name = ""
+	events := []*ahtiv1.AhtiEvent{
+		tell(deployment, "prod", "shop", "api"), tell(service, "prod", "shop", "api"), tell(pod, "prod", "shop", "api-1"), named,
+		tell(deployment, "prod", "test", "api"), tell(container, "prod", "other", "api"),
+		tell(deployment, "prod", "shop", "db"), tell(deployment, "stage", "shop", "db"),
+		tell(node, "prod", "", "edge"), tell(namespace, "prod", "", "edge"), tell(deployment, "prod", "shop", "edge"),
+		tell(unit, "prod", "", "n1/sshd.service"), tell(unit, "prod", "", "n2/sshd.service"),
+		tell(container, "prod", "shop", "sidecar"), tell(container, "prod", "shop", "sidecar"),
+		tell(volume, "prod", "", "disk"), tell(pod, "prod", "shop", "web-0"), tell(pod, "prod", "shop", "web-0"),
+	}
+	for i := range 13 {
+		events = append(events, tell(pod, "prod", fmt.Sprintf("team-%02d", i), "many"))
+	}
+	tests := []struct {
+		name, cluster string
+		choices       []string // none when it is answered
+		want          string   // of the message
+	}{
+		{name: "api", choices: []string{"shop/api", "test/api"}, want: `"api" may be shop/api or test/api: name one of them`},
+		{name: "shop/api"},
+		{name: "other/api"},
+		{name: "api-1"},
+		{name: "web-0"},
+		{name: "uid-2"},
+		{name: "disk"},
+		{name: "sidecar"},
+		{name: "deployment/api", choices: []string{"deployment/shop/api", "deployment/test/api"}},
+		{name: "shop/db", want: `shop/db in cluster "prod" or shop/db in cluster "stage": name one of them and its cluster`},
+		{name: "shop/db", cluster: "stage"},
+		{name: "edge", choices: []string{"node/edge", "namespace/edge", "shop/edge"}},
+		{name: "sshd.service", choices: []string{"n1/sshd.service", "n2/sshd.service"}},
+		{name: "many", choices: []string{"team-00/many", "team-09/many"}, want: "or one of 3 more"},
+	}
+	each(t, func(t *testing.T, config store.Config) {
+		r := run(t, server.Config{Store: config})
+		r.ingest(t, events, 100)
+		require.Eventually(t, func() bool { // the engine follows the commits
+			_, err := r.Why(t.Context(), &ahtiv1.WhyRequest{Entity: "team-12/many"})
+			return err == nil
+		}, 30*time.Second, 20*time.Millisecond)
+		for _, test := range tests {
+			_, why := r.Why(t.Context(), &ahtiv1.WhyRequest{Entity: test.name, Cluster: test.cluster})
+			_, timeline := r.Timeline(t.Context(), &ahtiv1.TimelineRequest{Entity: test.name, Cluster: test.cluster})
+			_, topology := r.Topology(t.Context(), &ahtiv1.TopologyRequest{Entity: test.name, Cluster: test.cluster})
+			if test.choices == nil && test.want == "" {
+				require.NoError(t, why, test.name)
+				require.NoError(t, timeline, test.name)
+				require.NoError(t, topology, test.name)
+				continue
+			}
+			for _, err := range []error{why, timeline, topology} {
+				require.Equal(t, codes.InvalidArgument, status.Code(err), test.name)
+				require.Contains(t, err.Error(), test.want)
+				for _, choice := range test.choices {
+					require.Contains(t, err.Error(), choice)
+				}
+			}
+			code, body := get(t, r, "/v1/why?entity="+url.QueryEscape(test.name), nil)
+			require.Equal(t, http.StatusBadRequest, code, body)
+			for _, choice := range test.choices {
+				require.Contains(t, body, choice)
+				answer, err := r.Why(t.Context(), &ahtiv1.WhyRequest{Entity: choice})
+				require.NoError(t, err, choice)
+				require.NotEmpty(t, answer.GetIncidents(), choice)
+			}
+		}
+	})
+}
+
 // A thing that ended so long ago that the engine has forgotten it is found by its
 // name all the same.
 func TestWhatEndedLongAgo(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -123,6 +124,25 @@ func (s *Service) resolve(engine *causality.Engine, name, cluster string) ([]*ah
 			where = fmt.Sprintf(" in cluster %q", cluster)
 		}
 		return nil, status.Errorf(codes.NotFound, "nothing is known of %q%s: name it as namespace/name, kind/namespace/name or by its id", name, where)
+	}
+	type key struct {
+		kind        ahtiv1.EntityType
+		cluster, id string
+	}
+	found := make(map[key]bool, len(refs))
+	for _, r := range refs {
+		found[key{r.GetType(), r.GetClusterId(), r.GetId()}] = true
+	}
+	// What the same things are called elsewhere may come along.
+	entities, _, _ := engine.Topology(refs, time.Now(), 0, math.MaxInt)
+	entities = slices.DeleteFunc(entities, func(e *ahtiv1.Entity) bool { return !found[key{e.GetType(), e.GetClusterId(), e.GetId()}] })
+	entities, homes := meant(name, entities)
+	if len(homes) > 1 {
+		return nil, bad("%q may be %s", name, choices(name, homes))
+	}
+	refs = refs[:0]
+	for _, e := range entities {
+		refs = append(refs, &ahtiv1.EntityReference{Type: e.GetType(), Id: e.GetId(), ClusterId: e.GetClusterId()})
 	}
 	return refs, nil
 }
@@ -306,7 +326,7 @@ func (s *Service) Timeline(ctx context.Context, request *ahtiv1.TimelineRequest)
 	if err := word("cluster", request.GetCluster(), maxWord); err != nil {
 		return nil, err
 	}
-	span := store.Span{Limit: int(most)}
+	span := store.Span{Limit: int(most), Bytes: maxAnswer}
 	// An event of a clock that is ahead is part of the present.
 	if span.Until, err = moment("until", request.GetUntil(), time.Now().Add(time.Minute)); err != nil {
 		return nil, err
@@ -346,13 +366,7 @@ func (s *Service) Timeline(ctx context.Context, request *ahtiv1.TimelineRequest)
 		return nil, problem(ctx, err)
 	}
 	response := &ahtiv1.TimelineResponse{}
-	bytes := 0
-	for i, r := range records {
-		if bytes += len(r.Body); bytes > maxAnswer && i > 0 {
-			place := records[i-1].At()
-			next = &place
-			break
-		}
+	for _, r := range records {
 		response.Events = append(response.Events, r.Event)
 	}
 	if next != nil {

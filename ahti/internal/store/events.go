@@ -227,12 +227,49 @@ func (p Place) before(q Place) bool {
 }
 
 // Span chooses a part of a timeline: from Since on, up to Until, itself
-// excluded, and only what stands behind After.
+// excluded, and only what stands behind After. A page of it has Limit events at
+// most, and Bytes of them encoded, if that is not 0, but one event at least.
 type Span struct {
 	Since, Until time.Time
 	After        Place
 	Limit        int
+	Bytes        int
 }
+
+// page is a part of a timeline as it fills up.
+type page struct {
+	span   Span
+	events []*Record
+	bytes  int
+	more   bool // there is an event that has no room
+}
+
+// add decodes an event into the page if there is room. It returns errEnough if not.
+func (p *page) add(r *Record) error {
+	p.bytes += len(r.Body)
+	if n := len(p.events); n == p.span.Limit || n > 0 && p.span.Bytes > 0 && p.bytes > p.span.Bytes {
+		p.more = true
+		return errEnough
+	}
+	if err := r.decode(); err != nil {
+		return err
+	}
+	p.events = append(p.events, r)
+	return nil
+}
+
+// next is the place to go on from; nil when there is nothing more.
+func (p *page) next() *Place {
+	if !p.more {
+		return nil
+	}
+	place := p.events[len(p.events)-1].At()
+	return &place
+}
+
+// rowsAtOnce is how many rows a query asks for at a time: a page of large events is
+// full long before its limit, and what a database sends then is for nothing.
+const rowsAtOnce = 1000
 
 // start is the first place of the span.
 func (s Span) start() Place {
@@ -246,25 +283,30 @@ func (s Span) start() Place {
 // and the place to go on from if there are more.
 func (s *Store) Timeline(ctx context.Context, cluster string, span Span) ([]*Record, *Place, error) {
 	query := "SELECT sequence, body FROM events WHERE (at, sequence) > (?, ?) AND at < ?"
-	start := span.start()
-	args := []any{start.At, start.Sequence, span.Until.UnixNano()}
 	if cluster != "" {
 		query += " AND cluster = ?"
-		args = append(args, cluster)
 	}
-	var found []*Record
-	err := s.query(ctx, query+" ORDER BY at, sequence LIMIT ?", append(args, span.Limit+1), records(func(r *Record) error {
-		found = append(found, r)
-		return nil
-	}))
-	if err != nil {
-		return nil, nil, fmt.Errorf("read the timeline: %w", err)
+	query += " ORDER BY at, sequence LIMIT ?"
+	p := &page{span: span}
+	for start := span.start(); ; {
+		args := []any{start.At, start.Sequence, span.Until.UnixNano()}
+		if cluster != "" {
+			args = append(args, cluster)
+		}
+		asked := min(span.Limit+1-len(p.events), rowsAtOnce)
+		got := 0
+		err := s.query(ctx, query, append(args, asked), encoded(func(r *Record) error {
+			got++
+			return p.add(r)
+		}))
+		if err != nil && !errors.Is(err, errEnough) {
+			return nil, nil, fmt.Errorf("read the timeline: %w", err)
+		}
+		if p.more || got < asked {
+			return p.events, p.next(), nil
+		}
+		start = p.events[len(p.events)-1].At()
 	}
-	if len(found) > span.Limit {
-		next := found[span.Limit-1].At()
-		return found[:span.Limit], &next, nil
-	}
-	return found, nil, nil
 }
 
 // At is the place of a record in a timeline.

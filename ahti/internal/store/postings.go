@@ -139,16 +139,15 @@ func (s *Store) EntityTimeline(ctx context.Context, refs []*ahtiv1.EntityReferen
 		}
 	}
 	found.sort()
-	places, next := found.places, (*Place)(nil)
-	if len(places) > span.Limit {
-		places = places[:span.Limit]
-		next = &places[span.Limit-1]
-	}
-	events, err := s.at(ctx, places)
-	if err != nil {
+	p := &page{span: span}
+	if err := s.at(ctx, found.places, p); err != nil {
 		return nil, nil, err
 	}
-	return slices.DeleteFunc(events, func(r *Record) bool { return !about(r.Event, refs) }), next, nil
+	next := p.next()
+	if n := len(found.places); next == nil && n > span.Limit { // some of their events are gone
+		next = &found.places[n-1]
+	}
+	return slices.DeleteFunc(p.events, func(r *Record) bool { return !about(r.Event, refs) }), next, nil
 }
 
 // about says whether an event is about one of some entities.
@@ -160,27 +159,33 @@ func about(e *ahtiv1.AhtiEvent, refs []*ahtiv1.EntityReference) bool {
 	})
 }
 
-// at reads the events at places, in the order of the places. An event that is
-// gone by now is left out.
-func (s *Store) at(ctx context.Context, places []Place) ([]*Record, error) {
-	found := make([]*Record, 0, len(places))
+// at reads the events at places into a page, in their order, until it is full. An
+// event that is gone by now is left out.
+func (s *Store) at(ctx context.Context, places []Place, p *page) error {
 	for _, n := range bulk {
 		query := "SELECT sequence, body FROM events WHERE sequence IN (" + strings.Repeat(",?", n)[1:] + ")"
 		for len(places) >= n {
-			args := make([]any, n)
-			for i, p := range places[:n] {
-				args[i] = p.Sequence
+			args, bodies := make([]any, n), make(map[int64]*Record, n)
+			for i, place := range places[:n] {
+				args[i] = place.Sequence
 			}
-			places = places[n:]
-			err := s.query(ctx, query, args, records(func(r *Record) error {
-				found = append(found, r)
+			err := s.query(ctx, query, args, encoded(func(r *Record) error {
+				bodies[r.Sequence] = r
 				return nil
 			}))
-			if err != nil {
-				return nil, fmt.Errorf("read events of an entity: %w", err)
+			for _, place := range places[:n] {
+				if r := bodies[place.Sequence]; r != nil && err == nil {
+					err = p.add(r)
+				}
 			}
+			if errors.Is(err, errEnough) {
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("read events of an entity: %w", err)
+			}
+			places = places[n:]
 		}
 	}
-	slices.SortFunc(found, func(a, b *Record) int { return comparePlaces(a.At(), b.At()) })
-	return found, nil
+	return nil
 }

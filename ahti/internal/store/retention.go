@@ -109,6 +109,87 @@ func (s *Store) deleteGone(ctx context.Context, at int64) error {
 	}
 }
 
+// DeleteForgotten deletes what is known of things that nobody tells the end of, such
+// as addresses and containers, with their ties: of those that no event names that is
+// kept, of which nothing is known from a time on, and that known denies. It returns
+// how many things went.
+func (s *Store) DeleteForgotten(ctx context.Context, before time.Time, known func(*ahtiv1.Entity) bool) (all int, err error) {
+	at := before.UnixNano()
+	const first = -1 << 63
+	for from, more := int64(first), true; more; {
+		to, err := s.end(ctx, "entities", from, chunk)
+		if err != nil || !to.Valid {
+			return all, err
+		}
+		n, err := s.deleteForgotten(ctx, from, to.Int64, at, known)
+		if all += n; err != nil {
+			return all, fmt.Errorf("delete what is forgotten: %w", err)
+		}
+		if from, more = to.Int64+1, to.Int64 < 1<<63-1; more {
+			if err := s.yield(ctx); err != nil {
+				return all, err
+			}
+		}
+	}
+	return all, nil
+}
+
+func (s *Store) deleteForgotten(ctx context.Context, from, to, at int64, known func(*ahtiv1.Entity) bool) (all int, err error) {
+	var forgotten []int64
+	err = s.query(ctx, `SELECT e.entity, e.body FROM entities e WHERE e.entity >= ? AND e.entity <= ? AND e.at < ?
+		AND NOT EXISTS (SELECT 1 FROM entities n WHERE n.entity = e.entity AND (n.sequence > e.sequence OR n.at >= ? OR n.gone = 1))
+		AND NOT EXISTS (SELECT 1 FROM postings p WHERE p.entity = e.entity)`, []any{from, to, at, at}, func(rows *sql.Rows) error {
+		var key int64
+		var body sql.RawBytes
+		if err := rows.Scan(&key, &body); err != nil {
+			return err
+		}
+		e := &ahtiv1.Entity{}
+		if err := proto.Unmarshal(body, e); err != nil {
+			return fmt.Errorf("decode an entity: %w", err)
+		}
+		if !known(e) {
+			forgotten = append(forgotten, key)
+		}
+		return nil
+	})
+	if err != nil || len(forgotten) == 0 {
+		return 0, err
+	}
+	err = s.inTransaction(ctx, func(t transaction) error {
+		for _, key := range forgotten {
+			named := false // again, meanwhile
+			s.derived.places(key, func(Place) { named = true })
+			if named {
+				continue
+			}
+			n, err := t.exec(ctx, "DELETE FROM entities WHERE entity = ? AND at < ? AND NOT EXISTS (SELECT 1 FROM postings WHERE entity = ?)", key, at, key)
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				continue
+			}
+			all++
+			for _, query := range []string{"DELETE FROM relationships WHERE source = ? AND at < ?", "DELETE FROM relationships WHERE target = ? AND at < ?"} {
+				if _, err := t.exec(ctx, query, key, at); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	return all, err
+}
+
+// end is where a part of some rows ends of a table by entity that begins at a key; not
+// valid when there is nothing behind it.
+func (s *Store) end(ctx context.Context, table string, from int64, rows int) (to sql.NullInt64, err error) {
+	query := "SELECT MAX(entity) FROM (SELECT entity FROM " + table + " WHERE entity >= ? ORDER BY entity LIMIT ?) AS part"
+	err = s.read.QueryRowContext(ctx, s.placeholders(query), from, rows).Scan(&to)
+	return to, err
+}
+
 // compact makes one version of those that a thing has from before a time, and
 // deletes ties that ended before it. A version tells a part of what is known, and
 // they come in any order: what was known at the time is all of them together.
@@ -194,7 +275,10 @@ func mergeFacts(earlier, later proto.Message) proto.Message {
 		both := proto.CloneOf(earlier.(*ahtiv1.Entity)) //nolint:errcheck,forcetypeassert // of the same table
 		both.DeletedAt, both.DeleteReason = nil, ""
 		proto.Merge(both, later)
-		both.State = later.GetState()
+		// To be named takes back an end that came before, and nothing of what exists.
+		if later.GetState() == ahtiv1.EntityState_ENTITY_STATE_UNSPECIFIED && both.GetState() == ahtiv1.EntityState_ENTITY_STATE_DELETED {
+			both.State = later.GetState()
+		}
 		return both
 	case *ahtiv1.Relationship:
 		both := proto.CloneOf(earlier.(*ahtiv1.Relationship)) //nolint:errcheck,forcetypeassert // of the same table
@@ -264,13 +348,9 @@ func (s *Store) yield(ctx context.Context) error {
 func (s *Store) deletePostings(ctx context.Context, at int64) error {
 	const first = -1 << 63
 	for from, more := int64(first), true; more; {
-		var to sql.NullInt64
-		err := s.read.QueryRowContext(ctx, s.placeholders("SELECT MAX(entity) FROM (SELECT entity FROM postings WHERE entity >= ? ORDER BY entity LIMIT ?) AS part"), from, 5*chunk).Scan(&to)
-		if err != nil {
+		to, err := s.end(ctx, "postings", from, 5*chunk)
+		if err != nil || !to.Valid {
 			return err
-		}
-		if !to.Valid {
-			return nil
 		}
 		err = s.inTransaction(ctx, func(t transaction) error {
 			_, err := t.exec(ctx, "DELETE FROM postings WHERE entity >= ? AND entity <= ? AND last_at < ?", from, to.Int64, at)

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -191,6 +192,31 @@ func TestTimelinePages(t *testing.T) {
 					}
 					require.Equal(t, ids(at), paged, "%s by %d", name, size)
 				}
+				one, next, err := list(store.Span{Since: start, Until: start.Add(time.Hour), Limit: n, Bytes: 1})
+				require.NoError(t, err)
+				require.Equal(t, ids(at[:1]), ids(one), "of one at least")
+				require.Equal(t, at[0].At(), *next)
+				for _, size := range []int{5000, 50_000} {
+					var paged []string
+					span := whole(n + 5)
+					span.Bytes = size
+					for {
+						page, next, err := list(span)
+						require.NoError(t, err)
+						bytes := 0
+						for _, r := range page {
+							bytes += len(r.Body)
+						}
+						require.LessOrEqual(t, bytes, size)
+						paged = append(paged, ids(page)...)
+						if next == nil {
+							break
+						}
+						require.Greater(t, bytes+2000, size, "as many as there is room for")
+						span.After = *next
+					}
+					require.Equal(t, ids(at), paged, "%s by %d bytes", name, size)
+				}
 				part, _, err := list(store.Span{Since: start.Add(10 * time.Second), Until: start.Add(20 * time.Second), Limit: 100})
 				require.NoError(t, err)
 				require.Equal(t, ids(records(t, workload.Events(10, 10)...)), ids(part), "since counts, until does not")
@@ -362,6 +388,17 @@ func TestRetentionByAge(t *testing.T) {
 		all, _, err = s.EntityTimeline(t.Context(), node, whole(10_000))
 		require.NoError(t, err)
 		require.Len(t, all, 900)
+		// The index names some that are gone.
+		var paged []string
+		for span := whole(70); ; {
+			page, next, err := s.EntityTimeline(t.Context(), node, span)
+			require.NoError(t, err)
+			if paged = append(paged, ids(page)...); next == nil {
+				break
+			}
+			span.After = *next
+		}
+		require.Len(t, paged, 900)
 
 		names := map[string]int{}
 		ties := map[string]int{}
@@ -410,6 +447,7 @@ func TestRetentionKeepsWhatIsKnown(t *testing.T) {
 		appendAll(t, s,
 			tell(10, "dead", gone, nil), tell(0, "dead", 0, map[string]string{"app": "x"}),
 			since, tell(10, "alive", gone, nil), first,
+			tell(0, "named", ahtiv1.EntityState_ENTITY_STATE_ACTIVE, nil), tell(10, "named", 0, map[string]string{"app": "x"}),
 			late, tell(10, "told-late", 0, nil))
 		require.NoError(t, s.Checkpoint(t.Context()))
 		for range 2 {
@@ -429,9 +467,69 @@ func TestRetentionKeepsWhatIsKnown(t *testing.T) {
 			require.Equal(t, map[string]string{"app": "y", "extra": "z", "first": "1"}, entities["alive"].GetLabels())
 			require.NotEqual(t, gone, entities["alive"].GetState())
 			require.Equal(t, start.Add(3*time.Second), ties["alive"].GetCreatedAt().AsTime(), "the earliest")
+			require.Equal(t, ahtiv1.EntityState_ENTITY_STATE_ACTIVE, entities["named"].GetState(), "to be named ends nothing")
 			require.Contains(t, entities, "told-late")
 			require.NotEqual(t, gone, entities["told-late"].GetState())
 		}
+	})
+}
+
+// Things that are only named do not fill the store for ever. What the engine knows,
+// an event that is kept names, or has an end of its own stays.
+func TestForgottenThingsAreDeleted(t *testing.T) {
+	const endpoints = 2500 // more than are looked at at a time
+	each(t, func(t *testing.T, config store.Config) {
+		s := open(t, config)
+		node := &ahtiv1.Entity{Type: ahtiv1.EntityType_ENTITY_TYPE_NODE, Id: "node", ClusterId: "prod"}
+		name := func(second, from, to int) *ahtiv1.AhtiEvent {
+			e := &ahtiv1.AhtiEvent{
+				Id: fmt.Sprintf("%d-%d", second, from), Subtype: "network.connection_refused", Cluster: "prod",
+				Timestamp: timestamppb.New(start.Add(time.Duration(second) * time.Second)), Entities: []*ahtiv1.Entity{node},
+			}
+			for n := from; n < to; n++ {
+				x := &ahtiv1.Entity{Type: ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT, Id: fmt.Sprintf("10.0.%d.%d:80", n>>8, n&255), ClusterId: "prod"}
+				e.Entities = append(e.Entities, x)
+				e.Relationships = append(e.Relationships, &ahtiv1.Relationship{
+					Type: ahtiv1.RelationshipType_RELATIONSHIP_TYPE_CONNECTS_TO, Source: ref(node), Target: ref(x),
+				})
+			}
+			return e
+		}
+		for n := 0; n < endpoints; n += 500 {
+			appendAll(t, s, name(n/500, n, n+500))
+		}
+		ended := name(20, 0, 0)
+		ended.Id, ended.Entities = "ended", []*ahtiv1.Entity{{Type: ahtiv1.EntityType_ENTITY_TYPE_POD, Id: "ended", State: ahtiv1.EntityState_ENTITY_STATE_DELETED}}
+		ended.Entities[0].DeletedAt = timestamppb.New(start.Add(40 * time.Second))
+		appendAll(t, s, ended)
+		require.NoError(t, s.Checkpoint(t.Context()))
+		// Named again: at once what is stored, and what is not stored yet.
+		heard := records(t, name(100, 0, 1), name(101, 1, 2))
+		require.NoError(t, s.Append(t.Context(), heard))
+		s.Note(heard[0], nil, nil)
+		require.NoError(t, s.Checkpoint(t.Context()))
+		s.Note(heard[1], nil, nil)
+
+		before := start.Add(time.Minute)
+		_, err := s.DeleteBefore(t.Context(), start.Add(30*time.Second))
+		require.NoError(t, err)
+		known := func(e *ahtiv1.Entity) bool { return e.GetId() == "10.0.0.2:80" || e.GetId() == "node" }
+		for _, want := range []int{endpoints - 3, 0} {
+			n, err := s.DeleteForgotten(t.Context(), before, known)
+			require.NoError(t, err)
+			require.Equal(t, want, n)
+		}
+		var left, ties []string
+		require.NoError(t, s.Facts(t.Context(), func(f store.Fact) {
+			if f.Entity != nil {
+				left = append(left, f.Entity.GetId())
+			} else {
+				ties = append(ties, f.Relationship.GetTarget().GetId())
+			}
+		}))
+		slices.Sort(left)
+		require.Equal(t, []string{"10.0.0.0:80", "10.0.0.1:80", "10.0.0.2:80", "ended", "node"}, slices.Compact(left))
+		require.ElementsMatch(t, []string{"10.0.0.0:80", "10.0.0.1:80", "10.0.0.2:80"}, ties)
 	})
 }
 

@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -35,7 +34,6 @@ import (
 	"github.com/yairfalse/tapio/tapio/internal/observer/network"
 	"github.com/yairfalse/tapio/tapio/internal/owner"
 	"github.com/yairfalse/tapio/tapio/internal/privilege"
-	"github.com/yairfalse/tapio/tapio/internal/sink"
 	"github.com/yairfalse/tapio/tapio/internal/supervisor"
 )
 
@@ -94,15 +92,13 @@ type agent struct {
 	host       string
 	events     *event.Factory
 	identity   map[string]string // metadata of every event
-	sinks      []named           // those that may block last
-	remotes    []remote          // of the sinks
+	sinks      []sink
 	shared     *bpf.Shared
 	feed       *feed.Feed
 	node       *observer.Node
 	network    *network.Observer
 	supervisor *supervisor.Supervisor
 	metrics    *metrics
-	writing    atomic.Int32    // events that standard output is taking now
 	groups     *bpf.Attachment // held, or the garbage collector detaches it
 
 	mu       sync.Mutex
@@ -132,15 +128,8 @@ func (a *agent) open(ctx context.Context) (err error) {
 		return fmt.Errorf("read the host's name: %w", err)
 	}
 	a.identify()
-	if err := a.openRemotes(ctx); err != nil {
+	if err := a.openSinks(ctx); err != nil {
 		return err
-	}
-	switch a.config.Output {
-	case Text:
-		a.sinks = append(a.sinks, named{stdout{sink.NewText(a.config.Stdout, a.config.Style), &a.writing}, stdoutName})
-	case JSON:
-		a.sinks = append(a.sinks, named{stdout{sink.NewJSON(a.config.Stdout), &a.writing}, stdoutName})
-	case None:
 	}
 	if a.shared, err = bpf.NewShared(); err != nil {
 		return err
@@ -233,8 +222,7 @@ func (a *agent) run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 	case err := <-feedDone:
-		stopDelivery(time.Now().Add(flushWithin))
-		return err
+		return errors.Join(err, stopDelivery(time.Now().Add(flushWithin)))
 	}
 	began := time.Now()
 	drained := make(chan error, 1)
@@ -250,9 +238,9 @@ func (a *agent) run(ctx context.Context) error {
 	select {
 	case err = <-drained:
 	case <-time.After(drainWithin):
-		err = a.hangs()
+		err = fmt.Errorf("stop: the kernel's records were not handled within %s; what was left is lost", drainWithin)
 	}
-	stopDelivery(began.Add(flushWithin))
+	err = errors.Join(err, stopDelivery(began.Add(flushWithin)))
 	background.Wait()
 	return errors.Join(err, a.account())
 }
@@ -266,27 +254,19 @@ func (a *agent) drain() error {
 	return errors.Join(err, a.feed.Close())
 }
 
-// hangs says what keeps the feed from ending.
-func (a *agent) hangs() error {
-	if a.writing.Load() > 0 {
-		return errors.New("stop: nobody reads the output; what was left is lost")
-	}
-	return fmt.Errorf("stop: the kernel's records were not handled within %s; what was left is lost", drainWithin)
-}
-
 // account tells what became of everything.
 func (a *agent) account() error {
 	lines, err := a.feed.Accounting()
 	if err == nil {
-		writeSummary(a.config.Summary, lines, a.remotes)
+		writeSummary(a.config.Summary, lines, a.sinks)
 	}
 	return err
 }
 
 func (a *agent) register(registry *prometheus.Registry) error {
 	collectors := []prometheus.Collector{a.metrics}
-	for _, r := range a.remotes {
-		collectors = append(collectors, r)
+	for _, s := range a.sinks {
+		collectors = append(collectors, s)
 	}
 	for _, c := range collectors {
 		if err := registry.Register(c); err != nil {
@@ -307,8 +287,8 @@ func (a *agent) serve(ctx context.Context, registry *prometheus.Registry, backgr
 		return err
 	}
 	server.ReadyWhen("observers", a.ready)
-	for _, r := range a.remotes {
-		server.ReadyWhen(r.name, r.Ready)
+	for _, s := range a.sinks {
+		server.ReadyWhen(s.name, s.Ready)
 	}
 	if err := server.Listen(ctx); err != nil {
 		return err
@@ -335,23 +315,16 @@ func (a *agent) ready() error {
 
 var errStarting = errors.New("starting")
 
-// emit completes an event, checks it and hands it to the outputs. Wrong
-// evidence is never sent. The error means that no output took it.
+// emit completes an event, checks it and hands it to the sinks. Wrong evidence
+// is never sent, which is the error.
 func (a *agent) emit(e *eventv1.Event) error {
 	maps.Copy(e.GetMetadata(), a.identity)
 	if err := event.Validate(e); err != nil {
 		a.log.Error("an observer made an invalid event", "event_type", e.GetEventType(), "error", err)
 		return err
 	}
-	var errs []error
 	for _, s := range a.sinks {
-		if err := s.Send(e); err != nil {
-			a.metrics.failed(s.name)
-			errs = append(errs, fmt.Errorf("%s: %w", s.name, err))
-		}
-	}
-	if len(errs) > 0 && len(errs) == len(a.sinks) {
-		return errors.Join(errs...)
+		s.Send(e)
 	}
 	a.metrics.sent(e.GetEventType())
 	return nil

@@ -829,7 +829,7 @@ func testBurst(t *testing.T, l *lab) {
 }
 
 func testProbes(t *testing.T, l *lab) {
-	for path, want := range map[string]string{"/healthz": "ok\n", "/readyz": "[+] observers\nready\n"} {
+	for path, want := range map[string]string{"/healthz": "ok\n", "/readyz": "[+] observers\n[+] stdout\nready\n"} {
 		resp, err := http.Get("http://" + l.listen + path)
 		require.NoError(t, err)
 		body, err := io.ReadAll(resp.Body)
@@ -847,11 +847,11 @@ func testProbes(t *testing.T, l *lab) {
 func testStop(t *testing.T, l *lab) {
 	l.stop()
 	require.NoError(t, <-l.done)
-	lines := bufio.NewScanner(&l.summary)
+	lines := bufio.NewScanner(bytes.NewReader(l.summary.Bytes()))
 	require.True(t, lines.Scan())
 	assert.Equal(t, []string{"signal", "seen", "kept", "suppressed", "lost"}, strings.Fields(lines.Text()))
 	n := 0
-	for ; lines.Scan(); n++ {
+	for ; lines.Scan() && !strings.Contains(lines.Text(), "sent to"); n++ {
 		var name string
 		var seen, kept, suppressed, lost uint64
 		_, err := fmt.Sscan(lines.Text(), &name, &seen, &kept, &suppressed, &lost)
@@ -860,6 +860,11 @@ func testStop(t *testing.T, l *lab) {
 		assert.Zero(t, lost, lines.Text())
 	}
 	assert.Positive(t, n)
+	written := l.sentTo(t, "stdout")
+	assert.Equal(t, [2]int{0, 0}, [2]int(written[1:]))
+	assert.Eventually(t, func() bool {
+		return len(l.all(func(*eventv1.Event) bool { return true })) == written[0]
+	}, patience, time.Millisecond)
 }
 
 // TestBecameNormal: a peer that stays slow is no news for ever.

@@ -145,21 +145,23 @@ func refused(in *bufio.Scanner) {
 	}
 }
 
-// refusedBurst makes as many refused connects as it is told, as fast as it can.
+// refusedBurst makes as many refused connects as it is told, as fast as it can,
+// whenever it is told.
 func refusedBurst(in *bufio.Scanner) {
-	in.Scan()
-	n, err := strconv.Atoi(in.Text())
-	must(err)
 	address := &unix.SockaddrInet4{Port: 1, Addr: [4]byte{127, 0, 0, 1}}
-	for range n {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	for in.Scan() {
+		n, err := strconv.Atoi(in.Text())
 		must(err)
-		if err := unix.Connect(fd, address); err != unix.ECONNREFUSED {
-			fatal("connect: %v", err)
+		for range n {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			must(err)
+			if err := unix.Connect(fd, address); err != unix.ECONNREFUSED {
+				fatal("connect: %v", err)
+			}
+			must(unix.Close(fd))
 		}
-		must(unix.Close(fd))
+		say("done")
 	}
-	say("done")
 }
 
 // reset makes connections of which one side is cut off by the other:

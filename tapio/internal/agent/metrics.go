@@ -14,11 +14,10 @@ type metrics struct {
 
 	mu     sync.Mutex
 	events map[string]uint64 // sent, by type
-	fails  map[string]uint64 // events that were not taken, by sink
 
-	seen, kept, suppressed, lost, eventsSent, sinkFailed *prometheus.Desc
-	mapBytes, missed, up, restarts                       *prometheus.Desc
-	ownerMisses, ownerEntries                            *prometheus.Desc
+	seen, kept, suppressed, lost, eventsSent *prometheus.Desc
+	mapBytes, missed, up, restarts           *prometheus.Desc
+	ownerMisses, ownerEntries                *prometheus.Desc
 }
 
 func newMetrics(a *agent) *metrics {
@@ -28,13 +27,11 @@ func newMetrics(a *agent) *metrics {
 	return &metrics{
 		agent:        a,
 		events:       map[string]uint64{},
-		fails:        map[string]uint64{},
 		seen:         desc("signal_seen_total", "Decisions that the kernel programs made: kept + suppressed + lost.", "signal", "reason"),
 		kept:         desc("signal_kept_total", "Decisions that became events.", "signal", "reason"),
 		suppressed:   desc("signal_suppressed_total", "Decisions held back on purpose: not an anomaly, over the rate limit, out of the user's scope.", "signal", "reason", "why"),
 		lost:         desc("signal_lost_total", "Decisions that should have become events and did not.", "signal", "reason", "why"),
-		eventsSent:   desc("events_total", "Events that an output took.", "event_type"),
-		sinkFailed:   desc("sink_failed_events_total", "Events that one output did not take; what a receiver's queue drops stands in its own metrics.", "sink"),
+		eventsSent:   desc("events_total", "Events that were handed to the outputs.", "event_type"),
 		mapBytes:     desc("kernel_map_bytes", "Memory of the kernel maps.", "observer"),
 		missed:       desc("kernel_runs_missed_total", "Program runs that the kernel skipped because a program interrupted itself; they are in no other counter.", "observer"),
 		up:           desc("observer_up", "Whether an observer observes.", "observer"),
@@ -48,13 +45,6 @@ func newMetrics(a *agent) *metrics {
 func (m *metrics) sent(eventType string) {
 	m.mu.Lock()
 	m.events[eventType]++
-	m.mu.Unlock()
-}
-
-// failed counts an event that a sink did not take.
-func (m *metrics) failed(sink string) {
-	m.mu.Lock()
-	m.fails[sink]++
 	m.mu.Unlock()
 }
 
@@ -79,9 +69,6 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	m.mu.Lock()
 	for eventType, n := range m.events {
 		counter(m.eventsSent, n, eventType)
-	}
-	for sink, n := range m.fails {
-		counter(m.sinkFailed, n, sink)
 	}
 	m.mu.Unlock()
 

@@ -8,8 +8,10 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -98,6 +100,11 @@ the environment over the file.`,
 			c, err := o.agent(cmd, environ)
 			if err != nil {
 				return err
+			}
+			if o.polku != "" || o.otlp != "" {
+				// A reader of standard output that goes away ends a program, as
+				// in a pipe into head; not one that others rely on.
+				signal.Ignore(syscall.SIGPIPE)
 			}
 			return agent.Run(cmd.Context(), c)
 		},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -19,15 +20,17 @@ import (
 	"github.com/yairfalse/tapio/tapio/internal/cli"
 )
 
-// child is set in the process that a test starts without privileges: it is the
-// command line and no test.
+// child is set in the processes that tests start: such a one is the command line
+// and no test.
 const child = "TAPIO_TEST_CHILD="
 
 func TestMain(m *testing.M) {
 	for i, variable := range os.Environ() {
 		if strings.HasPrefix(variable, child) {
 			environ := append(os.Environ()[:i:i], os.Environ()[i+1:]...)
-			os.Exit(cli.Run(context.Background(), os.Args[1:], environ, os.Stdout, os.Stderr))
+			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+			defer stop()
+			os.Exit(cli.Run(ctx, os.Args[1:], environ, os.Stdout, os.Stderr))
 		}
 	}
 	os.Exit(m.Run())

@@ -60,12 +60,12 @@ type books struct {
 	made        atomic.Uint64 // by the agent, seen and kept
 	scope       atomic.Uint64 // suppressed
 	undecodable atomic.Uint64 // lost
-	unsent      atomic.Uint64 // lost: no output took it
+	unsent      atomic.Uint64 // lost: emit did not take it
 	unclaimed   atomic.Uint64 // lost: the observer was just restarting
 }
 
-// Open opens the stream of the shared maps. emit takes the finished events; an
-// error means that nobody took it.
+// Open opens the stream of the shared maps. emit takes the finished events and
+// must not wait; an error means that it did not take one.
 func Open(shared *bpf.Shared, log *slog.Logger, emit func(*eventv1.Event) error) (*Feed, error) {
 	reader, err := shared.NewReader()
 	if err != nil {
@@ -195,7 +195,7 @@ type Line struct {
 
 	RingFull    uint64 // lost: the agent did not read fast enough
 	Undecodable uint64 // lost: the record made no sense
-	Unsent      uint64 // lost: no output took the event
+	Unsent      uint64 // lost: emit did not take the event
 	Unclaimed   uint64 // lost: the observer was just restarting
 }
 

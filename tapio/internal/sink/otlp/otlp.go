@@ -75,10 +75,7 @@ func Open(ctx context.Context, config otlp.Config, source string, identity map[s
 }
 
 // Send queues the event and never waits. What does not fit is counted as lost.
-func (s *Sink) Send(e *eventv1.Event) error {
-	s.queue.Offer(e)
-	return nil
-}
+func (s *Sink) Send(e *eventv1.Event) { s.queue.Offer(e) }
 
 // Run exports until ctx is done.
 func (s *Sink) Run(ctx context.Context) error {

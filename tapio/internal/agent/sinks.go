@@ -2,10 +2,10 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -16,41 +16,15 @@ import (
 	"github.com/yairfalse/tapio/tapio/internal/observer"
 	otlpsink "github.com/yairfalse/tapio/tapio/internal/sink/otlp"
 	polkusink "github.com/yairfalse/tapio/tapio/internal/sink/polku"
+	"github.com/yairfalse/tapio/tapio/internal/sink/stdout"
 )
 
-// Sink is a place that events go to.
-type Sink interface {
-	// Send takes an event, which nobody changes from then on. Its error means
-	// that the event did not get there.
-	Send(*eventv1.Event) error
-}
-
-// named is a sink and the name that users know it by.
-type named struct {
-	Sink
-	name string
-}
-
-const stdoutName = "stdout"
-
-// stdout is a sink that may block as long as nobody reads it.
-type stdout struct {
-	Sink
-	writing *atomic.Int32
-}
-
-// Send implements Sink.
-func (s stdout) Send(e *eventv1.Event) error {
-	s.writing.Add(1)
-	defer s.writing.Add(-1)
-	return s.Sink.Send(e)
-}
-
-// delivery is a sink that delivers later, on a goroutine of its own, so that a
-// slow or absent receiver delays nobody.
+// delivery takes events and delivers them later, on a goroutine of its own, so
+// that whoever is slow or absent at its other end delays nobody.
 type delivery interface {
-	Sink
 	prometheus.Collector
+	// Send takes an event, which nobody changes from then on, and never waits.
+	Send(*eventv1.Event)
 	Run(context.Context) error
 	// Flush waits until all is delivered.
 	Flush(context.Context) error
@@ -59,14 +33,14 @@ type delivery interface {
 	Totals() (delivered uint64, waiting int, lost uint64)
 }
 
-// remote is a delivery and the name that users know it by.
-type remote struct {
+// sink is a delivery and the name that users know it by.
+type sink struct {
 	delivery
 	name string
 }
 
-// openRemotes opens what the configuration names.
-func (a *agent) openRemotes(ctx context.Context) error {
+// openSinks opens what the configuration names.
+func (a *agent) openSinks(ctx context.Context) error {
 	if a.config.Polku.Endpoint != "" {
 		config := a.config.Polku
 		config.Source, config.Identity, config.Log = observer.Source, a.identity, a.log
@@ -75,17 +49,19 @@ func (a *agent) openRemotes(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("send events to the gateway: %w", err)
 		}
-		a.remotes = append(a.remotes, remote{s, "polku"})
+		a.sinks = append(a.sinks, sink{s, "polku"})
 	}
 	if a.config.OTLP.Endpoint != "" {
 		s, err := otlpsink.Open(ctx, a.config.OTLP, observer.Source, a.identity, a.log)
 		if err != nil {
 			return fmt.Errorf("send events by OTLP: %w", err)
 		}
-		a.remotes = append(a.remotes, remote{s, "otlp"})
+		a.sinks = append(a.sinks, sink{s, "otlp"})
 	}
-	for _, r := range a.remotes {
-		a.sinks = append(a.sinks, named{r, r.name})
+	formats := map[Output]stdout.Format{Text: stdout.Text(a.config.Style), JSON: stdout.JSON}
+	if format := formats[a.config.Output]; format != nil {
+		s := stdout.New(a.config.Stdout, format, observer.Source, a.identity, a.log)
+		a.sinks = append(a.sinks, sink{s, "stdout"})
 	}
 	return nil
 }
@@ -101,10 +77,11 @@ func (a *agent) identify() {
 	}
 }
 
-// deliver starts the remotes and, if there is a collector, the export of the
+// deliver starts the sinks and, if there is a collector, the export of the
 // agent's own metrics. The returned function delivers what is left, as far as
-// that can be done by a time, and ends it all.
-func (a *agent) deliver(ctx context.Context, registry *prometheus.Registry) (stop func(by time.Time), err error) {
+// that can be done by a time, and ends it all. Its error means that nobody reads
+// standard output.
+func (a *agent) deliver(ctx context.Context, registry *prometheus.Registry) (stop func(by time.Time) error, err error) {
 	var metrics *otlp.Metrics
 	if a.config.OTLP.Endpoint != "" {
 		metrics, err = otlp.OpenMetrics(ctx, a.config.OTLP, observer.Source, maps.Clone(a.identity), registry, a.log)
@@ -114,23 +91,20 @@ func (a *agent) deliver(ctx context.Context, registry *prometheus.Registry) (sto
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var running sync.WaitGroup
-	for _, r := range a.remotes {
+	for _, s := range a.sinks {
 		running.Go(func() {
-			if err := r.Run(ctx); err != nil {
-				a.log.Warn("sink", "sink", r.name, "error", err)
+			if err := s.Run(ctx); err != nil {
+				a.log.Warn("sink", "sink", s.name, "error", err)
 			}
 		})
 	}
-	return func(by time.Time) {
+	return func(by time.Time) error {
 		flush, stopFlush := context.WithDeadline(ctx, by)
 		defer stopFlush()
+		errs := make([]error, len(a.sinks))
 		var flushing sync.WaitGroup
-		for _, r := range a.remotes {
-			flushing.Go(func() {
-				if err := r.Flush(flush); err != nil {
-					a.log.Warn("not everything was delivered", "sink", r.name, "error", err)
-				}
-			})
+		for i, s := range a.sinks {
+			flushing.Go(func() { errs[i] = s.Flush(flush) })
 		}
 		if metrics != nil {
 			flushing.Go(func() {
@@ -142,5 +116,22 @@ func (a *agent) deliver(ctx context.Context, registry *prometheus.Registry) (sto
 		flushing.Wait()
 		cancel()
 		running.Wait()
+		return a.undelivered(errs)
 	}, nil
+}
+
+// undelivered tells why sinks have something left: errs are those of their
+// flushes. A receiver that is away is no failure of the agent, and the summary
+// tells what it missed.
+func (a *agent) undelivered(errs []error) error {
+	var unread error
+	for i, err := range errs {
+		switch {
+		case errors.Is(err, stdout.ErrUnread):
+			unread = fmt.Errorf("stop: %w", err)
+		case err != nil:
+			a.log.Warn("not everything was delivered", "sink", a.sinks[i].name, "error", err)
+		}
+	}
+	return unread
 }
