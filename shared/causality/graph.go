@@ -280,6 +280,7 @@ func (g *graph) entity(at int64, cluster string, e *ahtiv1.Entity) (*vertex, boo
 		v.gone = max(v.gone, gone)
 		changed = v.reason.put(gone, e.GetDeleteReason()) || changed
 	case ahtiv1.EntityState_ENTITY_STATE_ACTIVE:
+		changed = changed || v.alive == 0 // what is only named is forgotten sooner
 		v.alive = max(v.alive, at)
 	default:
 	}
