@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
@@ -655,4 +656,62 @@ func TestWhatIsOverIsResolved(t *testing.T) {
 	}
 	e.Forget(noon.Add(48 * time.Hour))
 	require.Empty(t, e.Incidents(noon.Add(48*time.Hour)))
+}
+
+// What is told late changes the answer as if it had been told in time.
+func TestWhatIsToldLate(t *testing.T) {
+	rollout := func(st *story, s *shop) {
+		st.change(0, s.api, "updated", "spec.template.spec.containers[api].image: api:1 -> api:2")
+		st.change(time.Second, s.apiSet, "created")
+		st.change(20*time.Second, s.apiPod, "updated")
+		st.exit(20*time.Second, s.apiContainer, "1")
+	}
+	for name, told := range map[string]struct{ early, late func(st *story, s *shop) }{
+		"a pod was there before the rollout": {rollout, func(st *story, s *shop) {
+			ev := st.kube(-time.Hour, s.apiPod, "Pulled", "Container image already present")
+			ev.Entities, ev.Relationships = ev.GetEntities()[:1], nil
+		}},
+		"a pod was made before the rollout": {rollout, func(st *story, s *shop) {
+			st.change(30*time.Second, s.apiPod, "updated").Entities[0].Attributes = map[string]string{"creation_timestamp": "2026-03-03T13:00:00Z"}
+		}},
+		"a pod was tied to something before the rollout": {func(st *story, s *shop) {
+			s.apiPod.ties[0].CreatedAt = timestamppb.New(noon.Add(-2 * time.Hour))
+			rollout(st, s)
+			st.kube(30*time.Second, s.apiPod, "Pulled", "Container image already present")
+		}, func(st *story, s *shop) {
+			ev := st.kube(-time.Hour, s.n2, "Rebooted", "which names the pod for some reason")
+			ev.Relationships = s.apiPod.ties[:1]
+		}},
+		"what seemed to go with its pod goes on": {func(st *story, s *shop) {
+			s.quietDay(st)
+			st.exit(2*time.Second, s.apiContainer, "143")
+			st.change(8*time.Second, s.apiPod, "deleted")
+			st.exit(9500*time.Millisecond, s.apiContainer, "143")
+			st.refused(9*time.Second, "connection_refused", s.webContainer, s.apiEndpoint)
+			st.refused(10*time.Second, "connection_refused", s.webContainer, s.apiEndpoint)
+		}, func(st *story, s *shop) {
+			st.exit(20*time.Second, s.apiContainer, "143")
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			st, s, now := &story{}, newShop(), noon.Add(time.Minute)
+			told.early(st, s)
+			e := newEngine(t)
+			for _, ev := range st.events {
+				e.Apply(ev)
+			}
+			before := show(e.Incidents(now))
+			early := len(st.events)
+			told.late(st, s)
+			for _, ev := range st.events[early:] {
+				e.Apply(ev)
+			}
+			fresh := newEngine(t)
+			for _, ev := range st.events {
+				fresh.Apply(ev)
+			}
+			require.NotEqual(t, before, show(e.Incidents(now)))
+			require.Equal(t, show(fresh.Incidents(now)), show(e.Incidents(now)))
+		})
+	}
 }

@@ -62,7 +62,7 @@ func stories() []struct {
 			},
 		},
 		{
-			name: "limit lowered, Kubernetes only (no agent)", until: 2 * time.Minute, want: []finding{{"deployment/api", "memory_limit_lowered", "OOM-killed"}},
+			name: "limit lowered, Kubernetes only (no agent)", until: 2 * time.Minute, want: []finding{{"deployment/api", "memory_limit_lowered", "OOM-killed. Seen 3 times"}},
 			tell: func(s *story, c *cluster) {
 				_, p := c.rollout(s, 0, "8e1f", 1, "spec.template.spec.containers[api].resources.limits.memory: 512Mi -> 64Mi")
 				c.started(s, 2*sec, p[0])
@@ -72,7 +72,7 @@ func stories() []struct {
 			},
 		},
 		{
-			name: "Recreate: callers are refused", until: 2 * time.Minute, want: []finding{{"deployment/api", "", "memory limit 512Mi → 64Mi"}},
+			name: "Recreate: callers are refused", until: 2 * time.Minute, want: []finding{{"deployment/api", "callee_rolled_out", "memory limit 512Mi → 64Mi"}},
 			tell: func(s *story, c *cluster) {
 				s.change(0, c.api, "updated", "spec.template.spec.containers[api].resources.limits.memory: 512Mi -> 64Mi")
 				s.change(20*ms, c.apiRS, "updated", "spec.replicas: 2 -> 0", "metadata.generation: 1 -> 2")
@@ -556,7 +556,7 @@ func stories() []struct {
 			},
 		},
 		{
-			name: "two containers crash after a rollout, sidecar innocent", until: 2 * time.Minute, want: []finding{{"deployment/api", "new_version_fails", "exit code 1"}},
+			name: "two containers crash after a rollout, sidecar innocent", until: 2 * time.Minute, want: []finding{{"deployment/api", "new_version_fails", "its container api failed (server: exit code 1)"}},
 			tell: func(s *story, c *cluster) {
 				_, p := c.rollout(s, 0, "8e1f", 1, "spec.template.spec.containers[proxy].image: p:1 -> p:2")
 				c.started(s, 2*sec, p[0])
@@ -634,6 +634,14 @@ func stories() []struct {
 				s.oom(0, c.apiA, 512*mib)
 				s.change(20*time.Minute, c.api, "updated", "spec.strategy.type: RollingUpdate -> Recreate")
 				s.oom(40*time.Minute, c.apiA, 512*mib)
+			},
+		},
+		{
+			name: "a probe fails here and there, all day", until: 6 * time.Hour,
+			tell: func(s *story, c *cluster) {
+				for i := range 17 {
+					s.warning(time.Duration(i)*20*time.Minute, c.apiA, "Unhealthy", "Readiness probe failed: context deadline exceeded", "api")
+				}
 			},
 		},
 		{
@@ -747,6 +755,7 @@ func TestStories(t *testing.T) {
 				if want.mode != "" {
 					require.NotEmpty(t, got[i].GetCauses())
 					require.Equal(t, want.mode, got[i].GetCauses()[0].GetFailureMode())
+					require.Greater(t, got[i].GetConfidence(), 0.7)
 				}
 				require.Contains(t, got[i].GetSummary(), want.says)
 			}
