@@ -2,6 +2,7 @@ package journal
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -58,8 +59,11 @@ func (j *Journal) DeadLetters(ctx context.Context, route string, limit int, visi
 	var found []*jetstream.RawStreamMsg
 	for seq := s.LastSeq; s.Msgs > 0 && seq >= s.FirstSeq && len(found) < limit; seq-- {
 		msg, err := stream.GetMsg(ctx, seq)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue // the oldest go while this reads
+		}
 		if err != nil {
-			break // the oldest go while this reads
+			return fmt.Errorf("read dead letter %d: %w", seq, err)
 		}
 		if route == "" || msg.Subject == subjectDead+route {
 			found = append(found, msg)

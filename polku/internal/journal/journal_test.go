@@ -17,6 +17,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
@@ -117,6 +119,52 @@ func TestALongReasonStaysText(t *testing.T) {
 		require.Greater(t, len(d.Reason), 1000)
 		return nil
 	}))
+}
+
+// A list that ends early must not look complete.
+func TestDeadLettersThatCannotBeReadAreNoEndOfTheList(t *testing.T) {
+	s, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir(),
+		Users: []*server.User{{Username: "polku", Password: "p", Permissions: &server.Permissions{
+			Publish: &server.SubjectPermission{Allow: []string{">"}, Deny: []string{"$JS.API.DIRECT.GET.POLKU_DEADLETTER"}},
+		}}, {Username: "operator", Password: "o"}},
+	})
+	require.NoError(t, err)
+	s.Start()
+	defer s.WaitForShutdown()
+	defer s.Shutdown()
+	require.True(t, s.ReadyForConnections(patience))
+	as := func(user string) *journal.Journal {
+		return open(t, func(c *journal.Config) { c.URL = strings.Replace(s.ClientURL(), "://", "://"+user+"@", 1) })
+	}
+	read := func(ctx context.Context, j *journal.Journal) (ids []string, err error) {
+		err = j.DeadLetters(ctx, "", 10, func(d journal.DeadLetter) error {
+			ids = append(ids, d.Event.GetId())
+			return nil
+		})
+		return ids, err
+	}
+	all, limited := as("operator:o"), as("polku:p")
+	defer func() { require.NoError(t, errors.Join(all.Close(), limited.Close())) }()
+	for i := range 3 {
+		require.NoError(t, all.Bury(t.Context(), "route", "bad", &eventv1.Event{Id: fmt.Sprint(i)}))
+	}
+	conn, err := nats.Connect(s.ClientURL(), nats.UserInfo("operator", "o"))
+	require.NoError(t, err)
+	defer conn.Close()
+	js, err := jetstream.New(conn)
+	require.NoError(t, err)
+	stream, err := js.Stream(t.Context(), "POLKU_DEADLETTER")
+	require.NoError(t, err)
+	require.NoError(t, stream.DeleteMsg(t.Context(), 2))
+	ids, err := read(t.Context(), all)
+	require.NoError(t, err)
+	require.Equal(t, []string{"0", "2"}, ids, "one that is gone is no end")
+
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err = read(ctx, limited)
+	require.ErrorContains(t, err, "read dead letter 3")
 }
 
 func TestOneDirectoryIsForOneProcess(t *testing.T) {
