@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime/debug"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -198,7 +199,8 @@ func (s *service) components(context.Context) map[string]*polkuv1.ComponentHealt
 	for _, r := range s.routes.Status() {
 		part := &polkuv1.ComponentHealth{Healthy: true, Message: fmt.Sprintf("delivered up to message %d", r.Cursor)}
 		if r.Failure != nil {
-			part = &polkuv1.ComponentHealth{Message: r.Failure.Error()}
+			// What a destination answers may be no text, and protobuf takes only that.
+			part = &polkuv1.ComponentHealth{Message: strings.ToValidUTF8(r.Failure.Error(), "\uFFFD")}
 		}
 		parts["route/"+r.Name] = part
 	}
