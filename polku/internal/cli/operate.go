@@ -244,8 +244,11 @@ such as -90m.`,
 			if errors.Is(err, io.EOF) {
 				break
 			}
+			if err != nil && last != nil {
+				return fmt.Errorf("stopped after %d events: %s", last.GetEvents(), status.Convert(err).Message())
+			}
 			if err != nil {
-				return fmt.Errorf("stopped after %d events: %w", last.GetEvents(), err)
+				return err
 			}
 			last = next
 			switch {

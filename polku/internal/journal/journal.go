@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	neturl "net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -195,7 +196,7 @@ func away(err error) bool {
 	}
 	var network *net.OpError
 	return errors.As(err, &network) || slices.ContainsFunc([]error{
-		nats.ErrNoServers, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrConnectionClosed, context.DeadlineExceeded, io.EOF,
+		nats.ErrNoServers, nats.ErrReconnectBufExceeded, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrConnectionClosed, context.DeadlineExceeded, io.EOF,
 	}, func(passing error) bool { return errors.Is(err, passing) })
 }
 
@@ -235,11 +236,15 @@ func (j *Journal) connect() error {
 		if j.embedded != nil {
 			return errors.Join(fmt.Errorf("connect to the embedded log: %w", err), j.embedded.close())
 		}
-		return fmt.Errorf("connect to NATS at %s: %w: set --nats-url to servers that run", url, err)
+		var malformed *neturl.Error // which repeats the URL
+		if errors.As(err, &malformed) {
+			err = malformed.Err
+		}
+		return fmt.Errorf("connect to NATS at %s: %w: set --nats-url to servers that run", j.config.servers(), err)
 	}
 	if most := j.conn.MaxPayload(); most < leastPayload {
 		j.conn.Close()
-		return fmt.Errorf("use NATS at %s: its max_payload of %d bytes is less than an event may have: set it to %d or more", url, most, leastPayload)
+		return fmt.Errorf("use NATS at %s: its max_payload of %d bytes is less than an event may have: set it to %d or more", j.config.servers(), most, leastPayload)
 	}
 	if j.js, err = jetstream.New(j.conn,
 		jetstream.WithPublishAsyncTimeout(j.config.StoreTimeout), jetstream.WithPublishAsyncMaxPending(2*maxPending),
@@ -314,6 +319,53 @@ type Receipt struct {
 	starts  int // of the server that it was sent to
 }
 
+// unavailable is the ErrUnavailable that an error of NATS is.
+func (j *Journal) unavailable(err error) error {
+	return fmt.Errorf("%w: %w", ErrUnavailable, j.explain(err))
+}
+
+// explain puts a lost connection in words that say what is lost: nats.go tells of
+// a buffer.
+func (j *Journal) explain(err error) error {
+	if !errors.Is(err, nats.ErrReconnectBufExceeded) && !errors.Is(err, nats.ErrDisconnected) {
+		return err
+	}
+	if j.embedded != nil {
+		return &disconnected{"the embedded log, which is started again", err}
+	}
+	return &disconnected{"NATS at " + j.config.servers(), err}
+}
+
+// disconnected says what there is no connection to, in place of the error that
+// it wraps.
+type disconnected struct {
+	from string
+	err  error
+}
+
+// Error implements error.
+func (d *disconnected) Error() string { return "not connected to " + d.from }
+
+// Unwrap returns the error of nats.go.
+func (d *disconnected) Unwrap() error { return d.err }
+
+// servers is URL for people, without what is secret in it.
+func (c Config) servers() string {
+	var names []string
+	for server := range strings.SplitSeq(c.URL, ",") {
+		server = strings.TrimSpace(server)
+		if !strings.Contains(server, "://") {
+			server = "nats://" + server // as nats.go takes it
+		}
+		name := "a malformed URL"
+		if u, err := neturl.Parse(server); err == nil {
+			name = u.Scheme + "://" + u.Host
+		}
+		names = append(names, name)
+	}
+	return strings.Join(names, ",")
+}
+
 // Append sends a body, the encoding of a polku.v1.IngestBatch, on its way into
 // the log. It first waits while the log can take nothing, so that appends of one
 // goroutine are stored in their order if the log is Pipelined. Two bodies with one id within
@@ -336,7 +388,7 @@ func (j *Journal) Append(ctx context.Context, id string, body []byte) (*Receipt,
 	r := &Receipt{journal: j, future: future, started: time.Now(), size: size, starts: starts}
 	if err != nil {
 		r.settle(err, false) // it was not sent, so it left nothing behind
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return nil, j.unavailable(err)
 	}
 	return r, nil
 }
@@ -351,7 +403,7 @@ func (r *Receipt) Wait() error {
 		return nil
 	case err := <-r.future.Err():
 		r.settle(err, true)
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return r.journal.unavailable(err)
 	}
 }
 
@@ -410,7 +462,7 @@ func (j *Journal) obstacle(size int64) error {
 	case errors.Is(j.failure, ErrUnavailable):
 		return j.failure
 	case j.failure != nil:
-		return fmt.Errorf("%w: %w", ErrUnavailable, j.failure)
+		return j.unavailable(j.failure)
 	case u.logBytes+u.unsettled()+size > j.config.MaxBytes:
 		return ErrLogFull
 	case u.diskFree >= 0 && u.diskFree-u.unsettled()-size < j.config.DiskReserve:
@@ -503,7 +555,7 @@ func (j *Journal) repair(ctx context.Context) error {
 		err = j.prepare(ctx)
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return j.unavailable(err)
 	}
 	if info != nil && info.Cluster != nil && info.Cluster.Leader == "" {
 		return fmt.Errorf("%w: its replicas have no leader", ErrUnavailable)
@@ -551,7 +603,7 @@ func (j *Journal) refresh(ctx context.Context) error {
 	j.mu.Unlock()
 	info, err := j.info(ctx)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return j.unavailable(err)
 	}
 	free := int64(-1)
 	if j.embedded != nil {
@@ -612,7 +664,7 @@ type State struct {
 func (j *Journal) State(ctx context.Context) (State, error) {
 	info, err := j.events.Info(ctx)
 	if err != nil {
-		return State{}, fmt.Errorf("read the state of the log: %w", err)
+		return State{}, fmt.Errorf("read the state of the log: %w", j.explain(err))
 	}
 	s := info.State
 	state := State{

@@ -394,6 +394,32 @@ func TestAClusterThatTakesNoLargeEventIsRefused(t *testing.T) {
 	require.ErrorContains(t, err, "max_payload")
 }
 
+// Who reads it has to know where to look, and not the password.
+func TestNATSGoesAwayAndTheErrorSaysSo(t *testing.T) {
+	s, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir(),
+		Username: "polku", Password: "hidden",
+	})
+	require.NoError(t, err)
+	s.Start()
+	require.True(t, s.ReadyForConnections(patience))
+	j := open(t, func(c *journal.Config) { c.URL = strings.Replace(s.ClientURL(), "://", "://polku:hidden@", 1) })
+	defer func() { require.NoError(t, j.Close()) }()
+	s.Shutdown()
+	s.WaitForShutdown()
+	want := "the log cannot be written for now: not connected to NATS at " + s.ClientURL()
+	require.Eventually(t, func() bool {
+		err := j.Blocked()
+		return err != nil && err.Error() == want
+	}, patience, 10*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	_, err = j.Append(ctx, "id", nil)
+	require.ErrorContains(t, err, want)
+	_, err = j.State(t.Context())
+	require.EqualError(t, err, "read the state of the log: not connected to NATS at "+s.ClientURL())
+}
+
 // The leader of a cluster dies while events come in. What is acknowledged is
 // there, once, and reading goes on.
 func TestAClusterLosesItsLeader(t *testing.T) {

@@ -84,7 +84,7 @@ func (j *Journal) ReadSince(t time.Time) *Reader {
 func (j *Journal) ReadNew(ctx context.Context) (*Reader, error) {
 	info, err := j.events.Info(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("read the end of the log: %w", err)
+		return nil, fmt.Errorf("read the end of the log: %w", j.explain(err))
 	}
 	return j.ReadFrom(info.State.LastSeq + 1), nil
 }
@@ -161,7 +161,7 @@ func (r *Reader) open(ctx context.Context) error {
 // Sequences do not tell: any message may have been deleted.
 func (r *Reader) Empty(ctx context.Context) (bool, error) {
 	if err := r.open(ctx); err != nil {
-		return false, fmt.Errorf("read the log: %w", err)
+		return false, fmt.Errorf("read the log: %w", r.journal.explain(err))
 	}
 	return r.pending == 0, nil
 }
@@ -180,7 +180,7 @@ func (r *Reader) Close() {
 func (j *Journal) Recent(ctx context.Context, bytes uint64, visit func(Entry) error) error {
 	info, err := j.events.Info(ctx)
 	if err != nil {
-		return fmt.Errorf("read the end of the log: %w", err)
+		return fmt.Errorf("read the end of the log: %w", j.explain(err))
 	}
 	s := info.State
 	if s.Msgs == 0 {
@@ -221,7 +221,7 @@ type Cursor struct {
 func (j *Journal) Cursor(ctx context.Context, route string) (Cursor, error) {
 	info, err := j.events.Info(ctx)
 	if err != nil {
-		return Cursor{}, fmt.Errorf("read the state of the log for route %s: %w", route, err)
+		return Cursor{}, fmt.Errorf("read the state of the log for route %s: %w", route, j.explain(err))
 	}
 	begin := Cursor{Created: info.Created}
 	entry, err := j.cursors.Get(ctx, route)
@@ -229,7 +229,7 @@ func (j *Journal) Cursor(ctx context.Context, route string) (Cursor, error) {
 		return begin, nil
 	}
 	if err != nil {
-		return Cursor{}, fmt.Errorf("read the cursor of route %s: %w", route, err)
+		return Cursor{}, fmt.Errorf("read the cursor of route %s: %w", route, j.explain(err))
 	}
 	var c Cursor
 	var created int64
@@ -248,7 +248,7 @@ func (j *Journal) Cursor(ctx context.Context, route string) (Cursor, error) {
 // SetCursor stores what Cursor returns.
 func (j *Journal) SetCursor(ctx context.Context, route string, c Cursor) error {
 	if _, err := j.cursors.PutString(ctx, route, fmt.Sprint(c.Sequence, c.Created.UnixNano())); err != nil {
-		return fmt.Errorf("write the cursor of route %s: %w", route, err)
+		return fmt.Errorf("write the cursor of route %s: %w", route, j.explain(err))
 	}
 	return nil
 }

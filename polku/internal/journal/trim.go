@@ -24,7 +24,7 @@ const All = math.MaxUint64
 func (j *Journal) Trim(ctx context.Context, passed uint64) error {
 	info, err := j.events.Info(ctx)
 	if err != nil {
-		return fmt.Errorf("read the state of the log: %w", err)
+		return fmt.Errorf("read the state of the log: %w", j.explain(err))
 	}
 	s := info.State
 	j.mu.Lock()

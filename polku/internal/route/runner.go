@@ -158,7 +158,7 @@ type Progress struct {
 func (r *Runner) Replay(ctx context.Context, name string, from, to time.Time, report func(Progress) error) error {
 	i := slices.IndexFunc(r.routes, func(x *route) bool { return x.name == name })
 	if i < 0 {
-		return fmt.Errorf("%w: %q", ErrNoRoute, name)
+		return fmt.Errorf("%w: %q: %s", ErrNoRoute, name, r.known())
 	}
 	state, err := r.journal.State(ctx)
 	if err != nil {
@@ -173,6 +173,18 @@ func (r *Runner) Replay(ctx context.Context, name string, from, to time.Time, re
 		return err
 	}
 	return r.routes[i].replay(ctx, reader, to, state.LastSequence, report)
+}
+
+// known names the routes that there are.
+func (r *Runner) known() string {
+	if len(r.routes) == 0 {
+		return "the gateway has none"
+	}
+	found := make([]string, 0, len(r.routes))
+	for _, route := range r.routes {
+		found = append(found, route.name)
+	}
+	return "use one of " + strings.Join(found, ", ")
 }
 
 func (r *route) replay(ctx context.Context, reader *journal.Reader, to time.Time, last uint64, report func(Progress) error) error {
