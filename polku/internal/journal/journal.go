@@ -106,12 +106,13 @@ type Journal struct {
 	stopped  sync.WaitGroup
 
 	mu      sync.Mutex
-	changed chan struct{} // closed and replaced when room may have come
-	failure error         // why the log takes nothing, until it works again
-	broken  bool          // a sent append failed, so that files may be in disorder
-	starts  int           // of an embedded server, after failures
-	created time.Time     // when the stream was made
-	last    uint64        // sequence of the newest message that was seen
+	changed chan struct{}           // closed and replaced when room may have come
+	failure error                   // why the log takes nothing, until it works again
+	giveUp  context.CancelCauseFunc // ends the wait for the state of the stream
+	broken  bool                    // a sent append failed, so that files may be in disorder
+	starts  int                     // of an embedded server, after failures
+	created time.Time               // when the stream was made
+	last    uint64                  // sequence of the newest message that was seen
 	life    context.Context
 	endLife context.CancelFunc
 	usage   usage
@@ -136,6 +137,8 @@ var (
 	ErrDiskFull    = errors.New("the disk of the log is full: free space in --data-dir")
 	ErrUnavailable = errors.New("the log cannot be written for now")
 )
+
+var errStopped = errors.New("it stopped by itself")
 
 // Open opens the log and creates what is missing of it. It waits for an external
 // NATS that does not answer, as its servers may start at the same time or elect
@@ -206,6 +209,9 @@ func (j *Journal) connect() error {
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(100 * time.Millisecond),
 		nats.Timeout(requestTimeout),
+		nats.ReconnectBufSize(-1), // what is sent late is sent out of order
+		nats.NoCallbacksAfterClientClose(),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { j.disconnected(err) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			j.config.Log.Debug("connection to the log", "error", err)
 		}),
@@ -223,10 +229,6 @@ func (j *Journal) connect() error {
 		}
 		options = append(options,
 			nats.IgnoreAuthErrorAbort(), // credentials may be renewed
-			nats.ReconnectBufSize(-1),   // what is sent late is sent out of order
-			nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-				j.config.Log.Warn("lost the connection to NATS", "error", err)
-			}),
 			nats.ReconnectHandler(func(c *nats.Conn) {
 				j.config.Log.Info("connected to NATS again", "server", c.ConnectedUrlRedacted())
 			}))
@@ -538,13 +540,18 @@ func (j *Journal) repair(ctx context.Context) error {
 		if free, err := j.embedded.free(); err != nil || free < j.config.DiskReserve {
 			return ErrDiskFull
 		}
-		j.config.Log.Warn("start the embedded log again", "reason", failure)
+		// A server that stopped by itself failed no append that would have said so.
+		j.mu.Lock()
+		j.failure = cmp.Or(j.failure, ErrUnavailable)
+		j.mu.Unlock()
+		j.config.Log.Warn("start the embedded log again", "reason", cmp.Or(failure, errStopped))
 		if err := j.embedded.restart(); err != nil {
 			return err
 		}
 		j.metrics.restarts.Inc()
 		j.mu.Lock()
 		j.starts++
+		j.broken = false
 		j.mu.Unlock()
 		if err := j.reconnected(ctx); err != nil {
 			return err
@@ -566,23 +573,56 @@ func (j *Journal) repair(ctx context.Context) error {
 	return nil
 }
 
-// info asks for the state of the stream.
-func (j *Journal) info(ctx context.Context) (*jetstream.StreamInfo, error) {
+// disconnected notes that nothing can be stored or asked until that is repaired.
+func (j *Journal) disconnected(err error) {
 	if j.embedded == nil {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, infoTimeout)
-		defer cancel()
+		j.config.Log.Warn("lost the connection to NATS", "error", err)
 	}
-	return j.events.Info(ctx)
+	j.mu.Lock()
+	j.failure = cmp.Or(j.failure, nats.ErrDisconnected)
+	giveUp := j.giveUp
+	j.mu.Unlock()
+	if giveUp != nil {
+		giveUp(nats.ErrDisconnected)
+	}
 }
 
+// info asks for the state of the stream. Who is disconnected gets no answer.
+func (j *Journal) info(ctx context.Context) (*jetstream.StreamInfo, error) {
+	timeout := requestTimeout
+	if j.embedded == nil {
+		timeout = infoTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	j.mu.Lock()
+	j.giveUp = giveUp
+	j.mu.Unlock()
+	info, err := j.events.Info(ctx)
+	if err != nil && errors.Is(context.Cause(ctx), nats.ErrDisconnected) {
+		err = nats.ErrDisconnected
+	}
+	return info, err
+}
+
+// reconnected waits until the connection is to the server that runs now. A flush
+// that was begun while the last one went is never answered.
 func (j *Journal) reconnected(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	if err := j.conn.FlushWithContext(ctx); err != nil {
-		return fmt.Errorf("connect to the embedded log again: %w", err)
+	for {
+		err := j.conn.FlushTimeout(refreshEvery)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("connect to the embedded log again: %w", err)
+		case <-time.After(refreshEvery / 10):
+		}
 	}
-	return nil
 }
 
 // inProcess reports whether a cluster still replicates a message of the same id.
