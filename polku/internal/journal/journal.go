@@ -112,7 +112,7 @@ type Journal struct {
 	broken  bool                    // a sent append failed, so that files may be in disorder
 	starts  int                     // of an embedded server, after failures
 	created time.Time               // when the stream was made
-	last    uint64                  // sequence of the newest message that was seen
+	newest  Cursor                  // the newest message that was seen
 	life    context.Context
 	endLife context.CancelFunc
 	usage   usage
@@ -268,7 +268,7 @@ func (j *Journal) prepare(ctx context.Context) error {
 		MaxBytes:    j.config.MaxBytes,
 		Replicas:    j.config.Replicas,
 		Duplicates:  duplicatesWindow,
-		AllowDirect: true,
+		AllowDirect: false, // a replica that is behind would say that a message is gone
 	})
 	if err != nil {
 		return fmt.Errorf("create the stream %s: %w", streamEvents, err)
@@ -559,17 +559,29 @@ func (j *Journal) repair(ctx context.Context) error {
 	}
 	info, err := j.info(ctx)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		err = j.prepare(ctx)
+		if err = j.prepare(ctx); err == nil {
+			info, err = j.info(ctx)
+		}
 	}
 	if err != nil {
 		return j.unavailable(err)
 	}
-	if info != nil && info.Cluster != nil && info.Cluster.Leader == "" {
+	if info.Cluster != nil && info.Cluster.Leader == "" {
 		return fmt.Errorf("%w: its replicas have no leader", ErrUnavailable)
 	}
+	// Others may have filled the end that the log lost, so that its length alone
+	// tells nothing. Who waits for the log goes on after that is known.
 	j.mu.Lock()
-	j.failure, j.broken = nil, false
+	newest := j.newest
 	j.mu.Unlock()
+	same, err := j.holds(ctx, info.State, newest)
+	if err != nil {
+		return j.unavailable(err)
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.compare(info, same)
+	j.failure, j.broken = nil, false
 	return nil
 }
 
@@ -639,7 +651,7 @@ func isFull(err error) bool {
 // refresh reads how full the log is and lets those go on who wait for room.
 func (j *Journal) refresh(ctx context.Context) error {
 	j.mu.Lock()
-	settled := j.usage.settled
+	settled, newest := j.usage.settled, j.newest
 	j.mu.Unlock()
 	info, err := j.info(ctx)
 	if err != nil {
@@ -653,7 +665,7 @@ func (j *Journal) refresh(ctx context.Context) error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.compare(info)
+	j.compare(info, info.State.LastSeq >= newest.Sequence)
 	j.usage.logBytes, j.usage.diskFree, j.usage.settledAt = int64(info.State.Bytes), free, settled
 	close(j.changed)
 	j.changed = make(chan struct{})
@@ -661,17 +673,32 @@ func (j *Journal) refresh(ctx context.Context) error {
 	return nil
 }
 
-// compare notices that the stream is not the one that was there before, or ends
-// earlier: sequences that are remembered mean nothing then. The caller holds mu.
-func (j *Journal) compare(info *jetstream.StreamInfo) {
-	before, last := j.created, j.last
-	j.created, j.last = info.Created, info.State.LastSeq
-	if before.IsZero() || before.Equal(j.created) && last <= j.last {
+// see notes the newest entry that a reader had. What comes after a failure, until
+// the log has been compared, may be of another one.
+func (j *Journal) see(c Cursor) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.failure == nil && c.Sequence > j.newest.Sequence {
+		j.newest = c
+	}
+}
+
+// compare notices that the stream is not the one that was there before, or lost
+// its end, which is not the same then: sequences that are remembered mean
+// nothing. The caller holds mu.
+func (j *Journal) compare(info *jetstream.StreamInfo, same bool) {
+	before, last, found := j.created, j.newest.Sequence, Cursor{info.State.LastSeq, info.State.LastTime}
+	if before.IsZero() || before.Equal(info.Created) && same {
+		j.created = info.Created
+		if found.Sequence > last {
+			j.newest = found
+		}
 		return
 	}
+	j.created, j.newest = info.Created, found
 	j.metrics.renewals.Inc()
 	j.config.Log.Error("the log is not what it was, what is missing is lost: the routes check where they are",
-		"created", j.created, "created_before", before, "last", j.last, "last_before", last)
+		"created", j.created, "created_before", before, "last", j.newest.Sequence, "last_before", last)
 	end := j.endLife
 	j.life, j.endLife = context.WithCancel(context.Background())
 	end()

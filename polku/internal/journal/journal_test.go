@@ -177,21 +177,72 @@ func TestOneDirectoryIsForOneProcess(t *testing.T) {
 	require.ErrorContains(t, err, "another polku has it")
 }
 
+// at is the cursor of a route that has passed a message.
+func at(t *testing.T, j *journal.Journal, sequence uint64) journal.Cursor {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	reader := j.ReadFrom(sequence)
+	defer reader.Close()
+	entry, err := reader.Next(ctx)
+	require.NoError(t, err)
+	if entry.Sequence > sequence { // it is gone
+		return journal.Cursor{Sequence: sequence}
+	}
+	return entry.Cursor()
+}
+
+// A cursor holds as long as its message is the one that it was, or all up to it
+// is gone. What an earlier version stored beside the sequence is no such time.
+func TestACursorOfAnotherLogIsNone(t *testing.T) {
+	dir := t.TempDir()
+	j := open(t, func(c *journal.Config) { c.Dir, c.Retention = dir, time.Nanosecond })
+	defer func() { require.NoError(t, j.Close()) }()
+	for i := range 5 {
+		require.NoError(t, store(t.Context(), t, j, fmt.Sprint(i), 10))
+	}
+	third, last := at(t, j, 3), at(t, j, 5)
+	other := third
+	other.Time = other.Time.Add(-time.Nanosecond)
+	check := func(stored, want journal.Cursor) {
+		t.Helper()
+		require.NoError(t, j.SetCursor(t.Context(), "r", stored))
+		got, err := j.Cursor(t.Context(), "r")
+		require.NoError(t, err)
+		require.Equal(t, want.Sequence, got.Sequence)
+		require.True(t, want.Time.Equal(got.Time))
+	}
+	begin := journal.Cursor{}
+	check(begin, begin)
+	check(third, third)
+	check(last, last)
+	check(other, begin)
+	check(journal.Cursor{Sequence: 5, Time: third.Time}, begin)
+	check(journal.Cursor{Sequence: 6, Time: last.Time}, begin)
+
+	require.NoError(t, j.Trim(t.Context(), third, other))
+	require.Len(t, ids(t, j), 5, "one of the routes has not noticed yet")
+	require.NoError(t, j.Trim(t.Context(), last, third))
+	require.Equal(t, []string{"3", "4"}, ids(t, j))
+	check(third, third)
+	check(other, other) // nothing that it could leave out is there
+}
+
 func TestTrimKeepsWhatIsNotPassedOrYoung(t *testing.T) {
 	dir := t.TempDir()
 	j := open(t, func(c *journal.Config) { c.Dir = dir })
 	for i := range 10 {
 		require.NoError(t, store(t.Context(), t, j, fmt.Sprint(i), 10))
 	}
-	require.NoError(t, j.Trim(t.Context(), 10))
+	require.NoError(t, j.Trim(t.Context(), at(t, j, 10)))
 	require.Len(t, ids(t, j), 10, "all is young")
 	require.NoError(t, j.Close())
 
 	j = open(t, func(c *journal.Config) { c.Dir, c.Retention = dir, time.Nanosecond })
-	require.NoError(t, j.Trim(t.Context(), 7))
+	require.NoError(t, j.Trim(t.Context(), at(t, j, 7)))
 	require.Equal(t, []string{"7", "8", "9"}, ids(t, j), "the rest is not passed")
-	require.NoError(t, j.Trim(t.Context(), 7))
-	require.NoError(t, j.Trim(t.Context(), journal.All))
+	require.NoError(t, j.Trim(t.Context(), at(t, j, 7)))
+	require.NoError(t, j.Trim(t.Context()))
 	require.Empty(t, ids(t, j))
 	require.NoError(t, store(t.Context(), t, j, "new", 10))
 	require.Equal(t, []string{"new"}, ids(t, j))
@@ -203,7 +254,7 @@ func TestTrimKeepsWhatIsNotPassedOrYoung(t *testing.T) {
 	for i := range 35 {
 		require.NoError(t, store(t.Context(), t, j, fmt.Sprint(i), 100<<10))
 	}
-	require.NoError(t, j.Trim(t.Context(), 35))
+	require.NoError(t, j.Trim(t.Context(), at(t, j, 35)))
 	left := len(ids(t, j))
 	require.Less(t, left, 34)
 	require.Greater(t, left, 25)

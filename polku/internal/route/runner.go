@@ -92,23 +92,21 @@ func (r *Runner) trim(ctx context.Context) {
 		if !known {
 			continue
 		}
-		if err := r.journal.Trim(ctx, passed); err != nil && ctx.Err() == nil {
+		if err := r.journal.Trim(ctx, passed...); err != nil && ctx.Err() == nil {
 			r.log.Warn("the log was not trimmed", "error", err)
 		}
 	}
 }
 
-// passed is the last entry that every route has passed; not known until each
-// has read its cursor.
-func (r *Runner) passed() (passed uint64, known bool) {
-	passed = journal.All
+// passed is how far each route is; not known until each has read its cursor.
+func (r *Runner) passed() (passed []journal.Cursor, known bool) {
 	for _, route := range r.routes {
 		route.mu.Lock()
 		if !route.started {
 			route.mu.Unlock()
-			return 0, false
+			return nil, false
 		}
-		passed = min(passed, route.passed)
+		passed = append(passed, route.passed)
 		route.mu.Unlock()
 	}
 	return passed, true
@@ -133,7 +131,7 @@ func (r *Runner) Status() []Status {
 	for _, route := range r.routes {
 		route.mu.Lock()
 		statuses = append(statuses, Status{
-			Name: route.name, Cursor: route.passed, OldestPending: route.pending,
+			Name: route.name, Cursor: route.passed.Sequence, OldestPending: route.pending,
 			Failure: route.failure, FailedAt: route.failed,
 		})
 		route.mu.Unlock()
