@@ -5,13 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -117,22 +114,7 @@ func (q *question) print(cmd *cobra.Command, m proto.Message, text func() string
 }
 
 func (q *question) style(cmd *cobra.Command) humanoutput.Style {
-	return humanoutput.Style{Color: isTerminal(cmd) && !slices.ContainsFunc(q.environ, noColor), Zone: time.Local}
-}
-
-// noColor is the convention of no-color.org: set and not empty.
-func noColor(variable string) bool {
-	value, found := strings.CutPrefix(variable, "NO_COLOR=")
-	return found && value != ""
-}
-
-func isTerminal(cmd *cobra.Command) bool {
-	f, ok := cmd.OutOrStdout().(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
+	return humanoutput.Style{Color: humanoutput.WantsColor(cmd.OutOrStdout(), q.environ), Zone: time.Local}
 }
 
 // ago is a time before now; not set when d is 0.

@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
 	"net"
-	"os"
 	"slices"
 	"time"
 
@@ -37,6 +35,9 @@ const (
 // defaultMaxMessage is twice what our agents send at most. The bytes of a message
 // take memory before it is complete, and of each stream there may be one.
 const defaultMaxMessage = 1 << 20
+
+// maxRate is more events a second than any source sends.
+const maxRate = 1_000_000_000
 
 // leastLog is the smallest log that works: a few of its largest messages.
 const leastLog = 16 << 20
@@ -148,7 +149,7 @@ func (o *options) serve(cmd *cobra.Command, stdout io.Writer) (serve.Config, err
 	problem(o.tls.Cert == "" && (o.tls.Key != "" || o.tls.CA != ""), "--tls-key and --tls-client-ca need --tls-cert")
 	problem(o.maxMessage < 64<<10 || o.maxMessage > 64<<20, "--max-message is %s: use 64KiB to 64MiB", o.maxMessage)
 	problem(o.maxConnections < 1, "--max-connections is %d: use 1 or more", o.maxConnections)
-	problem(!(o.rateLimit >= 0) || math.IsInf(o.rateLimit, 1), "--rate-limit is %g: use 0 for any, or a number", o.rateLimit)
+	problem(!(o.rateLimit >= 0 && o.rateLimit <= maxRate), "--rate-limit is %g: use 0 for any, or at most %d events a second", o.rateLimit, maxRate)
 	problem(o.natsURL == "" && o.dataDir == "", "--data-dir is empty: name a directory for the log, or set --nats-url")
 	problem(o.natsURL == "" && (o.natsCreds != "" || o.natsReplicas != 1), "--nats-creds and --nats-replicas need --nats-url")
 	problem(!slices.Contains([]int{1, 3, 5}, o.natsReplicas), "--nats-replicas is %d: use 1, 3 or 5", o.natsReplicas)
@@ -176,10 +177,4 @@ func onLoopback(address string) bool {
 	}
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
-}
-
-// colored reports whether w is a terminal that wants colors.
-func colored(w io.Writer, environ []string) bool {
-	f, ok := w.(*os.File)
-	return ok && isTerminal(f) && !noColor(environ)
 }

@@ -64,6 +64,7 @@ func TestMistakesAreTold(t *testing.T) {
 		{"--otlp-tls-cert c.pem --otlp-tls-key k.pem", []string{"set --otlp"}},
 		{"--webhook-secret c2VjcmV0", []string{"set --webhook"}},
 		{"--rate-limit NaN", []string{"--rate-limit is NaN"}},
+		{"--rate-limit 1e19", []string{"--rate-limit is 1e+19", "at most 1000000000 events a second"}},
 		{"--data-dir=", []string{"--data-dir is empty", "--nats-url"}},
 		{"--nats-replicas 3", []string{"need --nats-url"}},
 		{"--nats-url nats://x:1 --nats-replicas 9", []string{"--nats-replicas is 9"}},
@@ -74,7 +75,8 @@ func TestMistakesAreTold(t *testing.T) {
 		{"--ahti http:// --data-dir DIR --listen 127.0.0.1:0 --operator-listen 127.0.0.1:0 --http-listen=", []string{"route ahti", "host is missing"}},
 		{"--listen 127.0.0.1:99999", []string{"set --listen"}},
 		{"--listen 127.0.0.1:0 --operator-listen 127.0.0.1:0 --http-listen= --data-dir /dev/null/x", []string{"--data-dir"}},
-		{"--nats-url nats://127.0.0.1:1 --listen 127.0.0.1:0 --operator-listen 127.0.0.1:0 --http-listen=", []string{"connect to NATS", "--nats-url"}},
+		{"--nats-url nats://u:hidden@%zz --listen 127.0.0.1:0 --operator-listen 127.0.0.1:0 --http-listen=", []string{"connect to NATS at a malformed URL", "--nats-url"}},
+		{"replay --from -1h --operator 127.0.0.1:1 ahti", []string{"127.0.0.1:1", "is it running there?"}},
 		{"replay ahti", []string{`"from"`}},
 		{"replay --from yesterday ahti", []string{"--from", `"yesterday"`, "RFC"}},
 		{"tail --severity loud", []string{"--severity", `"loud"`}},
@@ -87,6 +89,7 @@ func TestMistakesAreTold(t *testing.T) {
 			status, stdout, stderr := polku(t, nil, strings.Fields(strings.ReplaceAll(tt.args, "DIR", t.TempDir()))...)
 			assert.Equal(t, 1, status)
 			assert.Empty(t, stdout)
+			assert.NotContains(t, stderr, "hidden")
 			_, last, _ := strings.Cut(stderr, "polku: ")
 			for _, want := range tt.want {
 				assert.Contains(t, last, strings.ReplaceAll(want, "RFC", "2026-03-04T05:06:07Z"))
@@ -180,7 +183,7 @@ func TestOperatorsCommands(t *testing.T) {
 	require.Greater(t, len(lines(t, out)), before)
 	status, _, stderr := p.command(t, "replay", "--from", "-1h", "ahti")
 	require.Equal(t, 1, status)
-	require.Contains(t, stderr, `no such route: "ahti"`)
+	require.Equal(t, "polku: no such route: \"ahti\": use one of stdout\n", stderr)
 
 	status, stdout, _ = p.command(t, "dead-letters")
 	require.Zero(t, status)
@@ -222,7 +225,6 @@ func TestAStopLosesNothing(t *testing.T) {
 	}
 }
 
-// Clients that connect and say nothing keep nobody out and take little memory.
 // A gateway that starts before its NATS servers waits for them, and says so.
 func TestNATSMayStartLater(t *testing.T) {
 	nats, probes := freePort(t), "127.0.0.1:"+strconv.Itoa(freePort(t))
@@ -273,14 +275,22 @@ func freePort(t *testing.T) int {
 	return address.Port
 }
 
+// Clients that connect and say nothing keep nobody out, take little memory, and
+// do not have the garbage collector run all the time for it.
 func TestIdleClientsKeepNobodyOut(t *testing.T) {
-	idle := 10_000
+	const (
+		mostPerClient = 40 << 10 // bytes, with garbage
+		mostPerStream = 110 << 10
+	)
+	clients, streams := 10_000, 4000
 	if testing.Short() {
-		idle = 1_000
+		clients, streams = 1000, 1500
 	}
 	p := run(t, "--data-dir", t.TempDir())
+	require.NoError(t, newSource(1000).send(t.Context(), p.client(t), 100, never))
+	before := p.lives(t)
 	greeting := []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00") // and empty settings
-	for i := range idle {
+	for i := range clients {
 		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", p.gateway)
 		require.NoError(t, err)
 		defer func() { _ = conn.Close() }() // the gateway may be gone
@@ -289,10 +299,50 @@ func TestIdleClientsKeepNobodyOut(t *testing.T) {
 			require.NoError(t, err)
 		}
 	}
+	idle := p.lives(t)
+	for range streams {
+		stream, err := p.client(t).StreamEvents(t.Context())
+		require.NoError(t, err)
+		_, err = stream.Header() // it is accepted
+		require.NoError(t, err)
+	}
 	s := newSource(1000)
 	require.NoError(t, s.send(t.Context(), p.client(t), 100, never))
-	_, most := p.memory(t)
-	t.Logf("%d idle clients: at most %.0f MiB", idle, most/(1<<20))
+	streaming := p.lives(t)
+	t.Logf("bytes a client: %.0f, a stream: %.0f", (idle-before)/float64(clients), (streaming-idle)/float64(streams))
+	require.Less(t, idle-before, float64(clients*mostPerClient))
+	require.Less(t, streaming-idle, float64(streams*mostPerStream))
+	require.Eventually(t, func() bool { return p.metric(t, "go_gc_gomemlimit_bytes") > 1.5*streaming }, patience, 100*time.Millisecond)
+}
+
+// lives is how many bytes of memory are in use.
+func (p *process) lives(t *testing.T) float64 {
+	t.Helper()
+	return p.metric(t, "go_memstats_heap_alloc_bytes") + p.metric(t, "go_memstats_stack_inuse_bytes")
+}
+
+// metric reads a metric without labels.
+func (p *process) metric(t *testing.T, name string) float64 {
+	t.Helper()
+	answer, err := http.Get("http://" + p.http + "/metrics") //nolint:noctx // a test that ends
+	require.NoError(t, err)
+	body, err := io.ReadAll(answer.Body)
+	require.NoError(t, errors.Join(err, answer.Body.Close()))
+	for line := range strings.Lines(string(body)) {
+		if text, found := strings.CutPrefix(line, name+" "); found {
+			value, err := strconv.ParseFloat(strings.TrimSpace(text), 64)
+			require.NoError(t, err)
+			return value
+		}
+	}
+	t.Fatalf("%s is missing", name)
+	return 0
+}
+
+func TestAMemoryLimitOfTheEnvironmentStays(t *testing.T) {
+	t.Setenv("GOMEMLIMIT", "1GiB")
+	p := run(t, "--data-dir", t.TempDir())
+	require.EqualValues(t, 1<<30, p.metric(t, "go_gc_gomemlimit_bytes"))
 }
 
 // Only clients with a certificate of the right authority get in.

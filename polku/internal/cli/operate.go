@@ -5,14 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -191,7 +189,7 @@ func ended(ctx context.Context, err error) bool {
 
 // eventWriter writes events, one a line, each with a remark that may be empty.
 func eventWriter(w io.Writer, output string, environ []string) func(e *eventv1.Event, remark string) error {
-	style := humanoutput.Style{Color: colored(w, environ), Zone: time.Local}
+	style := humanoutput.Style{Color: humanoutput.WantsColor(w, environ), Zone: time.Local}
 	var line []byte
 	return func(e *eventv1.Event, remark string) (err error) {
 		if output == "json" {
@@ -246,8 +244,11 @@ such as -90m.`,
 			if errors.Is(err, io.EOF) {
 				break
 			}
+			if err != nil && last != nil {
+				return fmt.Errorf("stopped after %d events: %s", last.GetEvents(), status.Convert(err).Message())
+			}
 			if err != nil {
-				return fmt.Errorf("stopped after %d events: %w", last.GetEvents(), err)
+				return err
 			}
 			last = next
 			switch {
@@ -322,17 +323,4 @@ func oneOf(flag, value string, allowed ...string) error {
 		return nil
 	}
 	return fmt.Errorf("--%s: %q is none of %s", flag, value, strings.Join(allowed, ", "))
-}
-
-// noColor is the convention of no-color.org: set and not empty.
-func noColor(environ []string) bool {
-	return slices.ContainsFunc(environ, func(variable string) bool {
-		value, found := strings.CutPrefix(variable, "NO_COLOR=")
-		return found && value != ""
-	})
-}
-
-func isTerminal(f *os.File) bool {
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
 }

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -41,7 +42,7 @@ func (j *Journal) Bury(ctx context.Context, route, reason string, e *eventv1.Eve
 		Data:    body,
 	}, jetstream.WithMsgID(route+"/"+e.GetId()))
 	if err != nil {
-		return fmt.Errorf("store the dead letter %s of route %s: %w", e.GetId(), route, err)
+		return fmt.Errorf("store the dead letter %s of route %s: %w", e.GetId(), route, j.explain(err))
 	}
 	j.metrics.deadLetters.WithLabelValues(route).Inc()
 	return nil
@@ -52,14 +53,17 @@ func (j *Journal) Bury(ctx context.Context, route, reason string, e *eventv1.Eve
 func (j *Journal) DeadLetters(ctx context.Context, route string, limit int, visit func(DeadLetter) error) error {
 	stream, err := j.js.Stream(ctx, streamDeadLetter)
 	if err != nil {
-		return fmt.Errorf("read the dead letters: %w", err)
+		return fmt.Errorf("read the dead letters: %w", j.explain(err))
 	}
 	s := stream.CachedInfo().State
 	var found []*jetstream.RawStreamMsg
 	for seq := s.LastSeq; s.Msgs > 0 && seq >= s.FirstSeq && len(found) < limit; seq-- {
 		msg, err := stream.GetMsg(ctx, seq)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue // the oldest go while this reads
+		}
 		if err != nil {
-			break // the oldest go while this reads
+			return fmt.Errorf("read dead letter %d: %w", seq, err)
 		}
 		if route == "" || msg.Subject == subjectDead+route {
 			found = append(found, msg)

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	neturl "net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -105,12 +106,13 @@ type Journal struct {
 	stopped  sync.WaitGroup
 
 	mu      sync.Mutex
-	changed chan struct{} // closed and replaced when room may have come
-	failure error         // why the log takes nothing, until it works again
-	broken  bool          // a sent append failed, so that files may be in disorder
-	starts  int           // of an embedded server, after failures
-	created time.Time     // when the stream was made
-	last    uint64        // sequence of the newest message that was seen
+	changed chan struct{}           // closed and replaced when room may have come
+	failure error                   // why the log takes nothing, until it works again
+	giveUp  context.CancelCauseFunc // ends the wait for the state of the stream
+	broken  bool                    // a sent append failed, so that files may be in disorder
+	starts  int                     // of an embedded server, after failures
+	created time.Time               // when the stream was made
+	newest  Cursor                  // the newest message that was seen
 	life    context.Context
 	endLife context.CancelFunc
 	usage   usage
@@ -135,6 +137,8 @@ var (
 	ErrDiskFull    = errors.New("the disk of the log is full: free space in --data-dir")
 	ErrUnavailable = errors.New("the log cannot be written for now")
 )
+
+var errStopped = errors.New("it stopped by itself")
 
 // Open opens the log and creates what is missing of it. It waits for an external
 // NATS that does not answer, as its servers may start at the same time or elect
@@ -195,7 +199,7 @@ func away(err error) bool {
 	}
 	var network *net.OpError
 	return errors.As(err, &network) || slices.ContainsFunc([]error{
-		nats.ErrNoServers, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrConnectionClosed, context.DeadlineExceeded, io.EOF,
+		nats.ErrNoServers, nats.ErrReconnectBufExceeded, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrConnectionClosed, context.DeadlineExceeded, io.EOF,
 	}, func(passing error) bool { return errors.Is(err, passing) })
 }
 
@@ -205,6 +209,9 @@ func (j *Journal) connect() error {
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(100 * time.Millisecond),
 		nats.Timeout(requestTimeout),
+		nats.ReconnectBufSize(-1), // what is sent late is sent out of order
+		nats.NoCallbacksAfterClientClose(),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { j.disconnected(err) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			j.config.Log.Debug("connection to the log", "error", err)
 		}),
@@ -222,10 +229,6 @@ func (j *Journal) connect() error {
 		}
 		options = append(options,
 			nats.IgnoreAuthErrorAbort(), // credentials may be renewed
-			nats.ReconnectBufSize(-1),   // what is sent late is sent out of order
-			nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-				j.config.Log.Warn("lost the connection to NATS", "error", err)
-			}),
 			nats.ReconnectHandler(func(c *nats.Conn) {
 				j.config.Log.Info("connected to NATS again", "server", c.ConnectedUrlRedacted())
 			}))
@@ -235,11 +238,15 @@ func (j *Journal) connect() error {
 		if j.embedded != nil {
 			return errors.Join(fmt.Errorf("connect to the embedded log: %w", err), j.embedded.close())
 		}
-		return fmt.Errorf("connect to NATS at %s: %w: set --nats-url to servers that run", url, err)
+		var malformed *neturl.Error // which repeats the URL
+		if errors.As(err, &malformed) {
+			err = malformed.Err
+		}
+		return fmt.Errorf("connect to NATS at %s: %w: set --nats-url to servers that run", j.config.servers(), err)
 	}
 	if most := j.conn.MaxPayload(); most < leastPayload {
 		j.conn.Close()
-		return fmt.Errorf("use NATS at %s: its max_payload of %d bytes is less than an event may have: set it to %d or more", url, most, leastPayload)
+		return fmt.Errorf("use NATS at %s: its max_payload of %d bytes is less than an event may have: set it to %d or more", j.config.servers(), most, leastPayload)
 	}
 	if j.js, err = jetstream.New(j.conn,
 		jetstream.WithPublishAsyncTimeout(j.config.StoreTimeout), jetstream.WithPublishAsyncMaxPending(2*maxPending),
@@ -261,7 +268,7 @@ func (j *Journal) prepare(ctx context.Context) error {
 		MaxBytes:    j.config.MaxBytes,
 		Replicas:    j.config.Replicas,
 		Duplicates:  duplicatesWindow,
-		AllowDirect: true,
+		AllowDirect: false, // a replica that is behind would say that a message is gone
 	})
 	if err != nil {
 		return fmt.Errorf("create the stream %s: %w", streamEvents, err)
@@ -314,6 +321,53 @@ type Receipt struct {
 	starts  int // of the server that it was sent to
 }
 
+// unavailable is the ErrUnavailable that an error of NATS is.
+func (j *Journal) unavailable(err error) error {
+	return fmt.Errorf("%w: %w", ErrUnavailable, j.explain(err))
+}
+
+// explain puts a lost connection in words that say what is lost: nats.go tells of
+// a buffer.
+func (j *Journal) explain(err error) error {
+	if !errors.Is(err, nats.ErrReconnectBufExceeded) && !errors.Is(err, nats.ErrDisconnected) {
+		return err
+	}
+	if j.embedded != nil {
+		return &disconnected{"the embedded log, which is started again", err}
+	}
+	return &disconnected{"NATS at " + j.config.servers(), err}
+}
+
+// disconnected says what there is no connection to, in place of the error that
+// it wraps.
+type disconnected struct {
+	from string
+	err  error
+}
+
+// Error implements error.
+func (d *disconnected) Error() string { return "not connected to " + d.from }
+
+// Unwrap returns the error of nats.go.
+func (d *disconnected) Unwrap() error { return d.err }
+
+// servers is URL for people, without what is secret in it.
+func (c Config) servers() string {
+	var names []string
+	for server := range strings.SplitSeq(c.URL, ",") {
+		server = strings.TrimSpace(server)
+		if !strings.Contains(server, "://") {
+			server = "nats://" + server // as nats.go takes it
+		}
+		name := "a malformed URL"
+		if u, err := neturl.Parse(server); err == nil {
+			name = u.Scheme + "://" + u.Host
+		}
+		names = append(names, name)
+	}
+	return strings.Join(names, ",")
+}
+
 // Append sends a body, the encoding of a polku.v1.IngestBatch, on its way into
 // the log. It first waits while the log can take nothing, so that appends of one
 // goroutine are stored in their order if the log is Pipelined. Two bodies with one id within
@@ -336,7 +390,7 @@ func (j *Journal) Append(ctx context.Context, id string, body []byte) (*Receipt,
 	r := &Receipt{journal: j, future: future, started: time.Now(), size: size, starts: starts}
 	if err != nil {
 		r.settle(err, false) // it was not sent, so it left nothing behind
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return nil, j.unavailable(err)
 	}
 	return r, nil
 }
@@ -351,7 +405,7 @@ func (r *Receipt) Wait() error {
 		return nil
 	case err := <-r.future.Err():
 		r.settle(err, true)
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return r.journal.unavailable(err)
 	}
 }
 
@@ -410,7 +464,7 @@ func (j *Journal) obstacle(size int64) error {
 	case errors.Is(j.failure, ErrUnavailable):
 		return j.failure
 	case j.failure != nil:
-		return fmt.Errorf("%w: %w", ErrUnavailable, j.failure)
+		return j.unavailable(j.failure)
 	case u.logBytes+u.unsettled()+size > j.config.MaxBytes:
 		return ErrLogFull
 	case u.diskFree >= 0 && u.diskFree-u.unsettled()-size < j.config.DiskReserve:
@@ -486,13 +540,18 @@ func (j *Journal) repair(ctx context.Context) error {
 		if free, err := j.embedded.free(); err != nil || free < j.config.DiskReserve {
 			return ErrDiskFull
 		}
-		j.config.Log.Warn("start the embedded log again", "reason", failure)
+		// A server that stopped by itself failed no append that would have said so.
+		j.mu.Lock()
+		j.failure = cmp.Or(j.failure, ErrUnavailable)
+		j.mu.Unlock()
+		j.config.Log.Warn("start the embedded log again", "reason", cmp.Or(failure, errStopped))
 		if err := j.embedded.restart(); err != nil {
 			return err
 		}
 		j.metrics.restarts.Inc()
 		j.mu.Lock()
 		j.starts++
+		j.broken = false
 		j.mu.Unlock()
 		if err := j.reconnected(ctx); err != nil {
 			return err
@@ -500,37 +559,82 @@ func (j *Journal) repair(ctx context.Context) error {
 	}
 	info, err := j.info(ctx)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		err = j.prepare(ctx)
+		if err = j.prepare(ctx); err == nil {
+			info, err = j.info(ctx)
+		}
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return j.unavailable(err)
 	}
-	if info != nil && info.Cluster != nil && info.Cluster.Leader == "" {
+	if info.Cluster != nil && info.Cluster.Leader == "" {
 		return fmt.Errorf("%w: its replicas have no leader", ErrUnavailable)
 	}
+	// Others may have filled the end that the log lost, so that its length alone
+	// tells nothing. Who waits for the log goes on after that is known.
 	j.mu.Lock()
-	j.failure, j.broken = nil, false
+	newest := j.newest
 	j.mu.Unlock()
+	same, err := j.holds(ctx, info.State, newest)
+	if err != nil {
+		return j.unavailable(err)
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.compare(info, same)
+	j.failure, j.broken = nil, false
 	return nil
 }
 
-// info asks for the state of the stream.
-func (j *Journal) info(ctx context.Context) (*jetstream.StreamInfo, error) {
+// disconnected notes that nothing can be stored or asked until that is repaired.
+func (j *Journal) disconnected(err error) {
 	if j.embedded == nil {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, infoTimeout)
-		defer cancel()
+		j.config.Log.Warn("lost the connection to NATS", "error", err)
 	}
-	return j.events.Info(ctx)
+	j.mu.Lock()
+	j.failure = cmp.Or(j.failure, nats.ErrDisconnected)
+	giveUp := j.giveUp
+	j.mu.Unlock()
+	if giveUp != nil {
+		giveUp(nats.ErrDisconnected)
+	}
 }
 
+// info asks for the state of the stream. Who is disconnected gets no answer.
+func (j *Journal) info(ctx context.Context) (*jetstream.StreamInfo, error) {
+	timeout := requestTimeout
+	if j.embedded == nil {
+		timeout = infoTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	j.mu.Lock()
+	j.giveUp = giveUp
+	j.mu.Unlock()
+	info, err := j.events.Info(ctx)
+	if err != nil && errors.Is(context.Cause(ctx), nats.ErrDisconnected) {
+		err = nats.ErrDisconnected
+	}
+	return info, err
+}
+
+// reconnected waits until the connection is to the server that runs now. A flush
+// that was begun while the last one went is never answered.
 func (j *Journal) reconnected(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	if err := j.conn.FlushWithContext(ctx); err != nil {
-		return fmt.Errorf("connect to the embedded log again: %w", err)
+	for {
+		err := j.conn.FlushTimeout(refreshEvery)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("connect to the embedded log again: %w", err)
+		case <-time.After(refreshEvery / 10):
+		}
 	}
-	return nil
 }
 
 // inProcess reports whether a cluster still replicates a message of the same id.
@@ -547,11 +651,11 @@ func isFull(err error) bool {
 // refresh reads how full the log is and lets those go on who wait for room.
 func (j *Journal) refresh(ctx context.Context) error {
 	j.mu.Lock()
-	settled := j.usage.settled
+	settled, newest := j.usage.settled, j.newest
 	j.mu.Unlock()
 	info, err := j.info(ctx)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return j.unavailable(err)
 	}
 	free := int64(-1)
 	if j.embedded != nil {
@@ -561,7 +665,7 @@ func (j *Journal) refresh(ctx context.Context) error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.compare(info)
+	j.compare(info, info.State.LastSeq >= newest.Sequence)
 	j.usage.logBytes, j.usage.diskFree, j.usage.settledAt = int64(info.State.Bytes), free, settled
 	close(j.changed)
 	j.changed = make(chan struct{})
@@ -569,17 +673,32 @@ func (j *Journal) refresh(ctx context.Context) error {
 	return nil
 }
 
-// compare notices that the stream is not the one that was there before, or ends
-// earlier: sequences that are remembered mean nothing then. The caller holds mu.
-func (j *Journal) compare(info *jetstream.StreamInfo) {
-	before, last := j.created, j.last
-	j.created, j.last = info.Created, info.State.LastSeq
-	if before.IsZero() || before.Equal(j.created) && last <= j.last {
+// see notes the newest entry that a reader had. What comes after a failure, until
+// the log has been compared, may be of another one.
+func (j *Journal) see(c Cursor) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.failure == nil && c.Sequence > j.newest.Sequence {
+		j.newest = c
+	}
+}
+
+// compare notices that the stream is not the one that was there before, or lost
+// its end, which is not the same then: sequences that are remembered mean
+// nothing. The caller holds mu.
+func (j *Journal) compare(info *jetstream.StreamInfo, same bool) {
+	before, last, found := j.created, j.newest.Sequence, Cursor{info.State.LastSeq, info.State.LastTime}
+	if before.IsZero() || before.Equal(info.Created) && same {
+		j.created = info.Created
+		if found.Sequence > last {
+			j.newest = found
+		}
 		return
 	}
+	j.created, j.newest = info.Created, found
 	j.metrics.renewals.Inc()
 	j.config.Log.Error("the log is not what it was, what is missing is lost: the routes check where they are",
-		"created", j.created, "created_before", before, "last", j.last, "last_before", last)
+		"created", j.created, "created_before", before, "last", j.newest.Sequence, "last_before", last)
 	end := j.endLife
 	j.life, j.endLife = context.WithCancel(context.Background())
 	end()
@@ -612,7 +731,7 @@ type State struct {
 func (j *Journal) State(ctx context.Context) (State, error) {
 	info, err := j.events.Info(ctx)
 	if err != nil {
-		return State{}, fmt.Errorf("read the state of the log: %w", err)
+		return State{}, fmt.Errorf("read the state of the log: %w", j.explain(err))
 	}
 	s := info.State
 	state := State{

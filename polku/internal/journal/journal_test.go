@@ -17,6 +17,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
@@ -119,6 +121,52 @@ func TestALongReasonStaysText(t *testing.T) {
 	}))
 }
 
+// A list that ends early must not look complete.
+func TestDeadLettersThatCannotBeReadAreNoEndOfTheList(t *testing.T) {
+	s, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir(),
+		Users: []*server.User{{Username: "polku", Password: "p", Permissions: &server.Permissions{
+			Publish: &server.SubjectPermission{Allow: []string{">"}, Deny: []string{"$JS.API.DIRECT.GET.POLKU_DEADLETTER"}},
+		}}, {Username: "operator", Password: "o"}},
+	})
+	require.NoError(t, err)
+	s.Start()
+	defer s.WaitForShutdown()
+	defer s.Shutdown()
+	require.True(t, s.ReadyForConnections(patience))
+	as := func(user string) *journal.Journal {
+		return open(t, func(c *journal.Config) { c.URL = strings.Replace(s.ClientURL(), "://", "://"+user+"@", 1) })
+	}
+	read := func(ctx context.Context, j *journal.Journal) (ids []string, err error) {
+		err = j.DeadLetters(ctx, "", 10, func(d journal.DeadLetter) error {
+			ids = append(ids, d.Event.GetId())
+			return nil
+		})
+		return ids, err
+	}
+	all, limited := as("operator:o"), as("polku:p")
+	defer func() { require.NoError(t, errors.Join(all.Close(), limited.Close())) }()
+	for i := range 3 {
+		require.NoError(t, all.Bury(t.Context(), "route", "bad", &eventv1.Event{Id: fmt.Sprint(i)}))
+	}
+	conn, err := nats.Connect(s.ClientURL(), nats.UserInfo("operator", "o"))
+	require.NoError(t, err)
+	defer conn.Close()
+	js, err := jetstream.New(conn)
+	require.NoError(t, err)
+	stream, err := js.Stream(t.Context(), "POLKU_DEADLETTER")
+	require.NoError(t, err)
+	require.NoError(t, stream.DeleteMsg(t.Context(), 2))
+	ids, err := read(t.Context(), all)
+	require.NoError(t, err)
+	require.Equal(t, []string{"0", "2"}, ids, "one that is gone is no end")
+
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err = read(ctx, limited)
+	require.ErrorContains(t, err, "read dead letter 3")
+}
+
 func TestOneDirectoryIsForOneProcess(t *testing.T) {
 	dir := t.TempDir()
 	j := open(t, func(c *journal.Config) { c.Dir = dir })
@@ -129,21 +177,72 @@ func TestOneDirectoryIsForOneProcess(t *testing.T) {
 	require.ErrorContains(t, err, "another polku has it")
 }
 
+// at is the cursor of a route that has passed a message.
+func at(t *testing.T, j *journal.Journal, sequence uint64) journal.Cursor {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	reader := j.ReadFrom(sequence)
+	defer reader.Close()
+	entry, err := reader.Next(ctx)
+	require.NoError(t, err)
+	if entry.Sequence > sequence { // it is gone
+		return journal.Cursor{Sequence: sequence}
+	}
+	return entry.Cursor()
+}
+
+// A cursor holds as long as its message is the one that it was, or all up to it
+// is gone. What an earlier version stored beside the sequence is no such time.
+func TestACursorOfAnotherLogIsNone(t *testing.T) {
+	dir := t.TempDir()
+	j := open(t, func(c *journal.Config) { c.Dir, c.Retention = dir, time.Nanosecond })
+	defer func() { require.NoError(t, j.Close()) }()
+	for i := range 5 {
+		require.NoError(t, store(t.Context(), t, j, fmt.Sprint(i), 10))
+	}
+	third, last := at(t, j, 3), at(t, j, 5)
+	other := third
+	other.Time = other.Time.Add(-time.Nanosecond)
+	check := func(stored, want journal.Cursor) {
+		t.Helper()
+		require.NoError(t, j.SetCursor(t.Context(), "r", stored))
+		got, err := j.Cursor(t.Context(), "r")
+		require.NoError(t, err)
+		require.Equal(t, want.Sequence, got.Sequence)
+		require.True(t, want.Time.Equal(got.Time))
+	}
+	begin := journal.Cursor{}
+	check(begin, begin)
+	check(third, third)
+	check(last, last)
+	check(other, begin)
+	check(journal.Cursor{Sequence: 5, Time: third.Time}, begin)
+	check(journal.Cursor{Sequence: 6, Time: last.Time}, begin)
+
+	require.NoError(t, j.Trim(t.Context(), third, other))
+	require.Len(t, ids(t, j), 5, "one of the routes has not noticed yet")
+	require.NoError(t, j.Trim(t.Context(), last, third))
+	require.Equal(t, []string{"3", "4"}, ids(t, j))
+	check(third, third)
+	check(other, other) // nothing that it could leave out is there
+}
+
 func TestTrimKeepsWhatIsNotPassedOrYoung(t *testing.T) {
 	dir := t.TempDir()
 	j := open(t, func(c *journal.Config) { c.Dir = dir })
 	for i := range 10 {
 		require.NoError(t, store(t.Context(), t, j, fmt.Sprint(i), 10))
 	}
-	require.NoError(t, j.Trim(t.Context(), 10))
+	require.NoError(t, j.Trim(t.Context(), at(t, j, 10)))
 	require.Len(t, ids(t, j), 10, "all is young")
 	require.NoError(t, j.Close())
 
 	j = open(t, func(c *journal.Config) { c.Dir, c.Retention = dir, time.Nanosecond })
-	require.NoError(t, j.Trim(t.Context(), 7))
+	require.NoError(t, j.Trim(t.Context(), at(t, j, 7)))
 	require.Equal(t, []string{"7", "8", "9"}, ids(t, j), "the rest is not passed")
-	require.NoError(t, j.Trim(t.Context(), 7))
-	require.NoError(t, j.Trim(t.Context(), journal.All))
+	require.NoError(t, j.Trim(t.Context(), at(t, j, 7)))
+	require.NoError(t, j.Trim(t.Context()))
 	require.Empty(t, ids(t, j))
 	require.NoError(t, store(t.Context(), t, j, "new", 10))
 	require.Equal(t, []string{"new"}, ids(t, j))
@@ -155,7 +254,7 @@ func TestTrimKeepsWhatIsNotPassedOrYoung(t *testing.T) {
 	for i := range 35 {
 		require.NoError(t, store(t.Context(), t, j, fmt.Sprint(i), 100<<10))
 	}
-	require.NoError(t, j.Trim(t.Context(), 35))
+	require.NoError(t, j.Trim(t.Context(), at(t, j, 35)))
 	left := len(ids(t, j))
 	require.Less(t, left, 34)
 	require.Greater(t, left, 25)
@@ -344,6 +443,32 @@ func TestAClusterThatTakesNoLargeEventIsRefused(t *testing.T) {
 		URL: s.ClientURL(), MaxBytes: 64 << 20, Registry: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
 	})
 	require.ErrorContains(t, err, "max_payload")
+}
+
+// Who reads it has to know where to look, and not the password.
+func TestNATSGoesAwayAndTheErrorSaysSo(t *testing.T) {
+	s, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir(),
+		Username: "polku", Password: "hidden",
+	})
+	require.NoError(t, err)
+	s.Start()
+	require.True(t, s.ReadyForConnections(patience))
+	j := open(t, func(c *journal.Config) { c.URL = strings.Replace(s.ClientURL(), "://", "://polku:hidden@", 1) })
+	defer func() { require.NoError(t, j.Close()) }()
+	s.Shutdown()
+	s.WaitForShutdown()
+	want := "the log cannot be written for now: not connected to NATS at " + s.ClientURL()
+	require.Eventually(t, func() bool {
+		err := j.Blocked()
+		return err != nil && err.Error() == want
+	}, patience, 10*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	_, err = j.Append(ctx, "id", nil)
+	require.ErrorContains(t, err, want)
+	_, err = j.State(t.Context())
+	require.EqualError(t, err, "read the state of the log: not connected to NATS at "+s.ClientURL())
 }
 
 // The leader of a cluster dies while events come in. What is acknowledged is

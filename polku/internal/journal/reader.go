@@ -31,6 +31,9 @@ type Entry struct {
 	Body     []byte
 }
 
+// Cursor is that of a route which has passed the entry and nothing after it.
+func (e Entry) Cursor() Cursor { return Cursor{e.Sequence, e.Time} }
+
 // Events decodes an entry. Each event is complete: the batch's source and
 // cluster stand in it where it had none of its own.
 func (e Entry) Events() ([]*eventv1.Event, error) {
@@ -84,7 +87,7 @@ func (j *Journal) ReadSince(t time.Time) *Reader {
 func (j *Journal) ReadNew(ctx context.Context) (*Reader, error) {
 	info, err := j.events.Info(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("read the end of the log: %w", err)
+		return nil, fmt.Errorf("read the end of the log: %w", j.explain(err))
 	}
 	return j.ReadFrom(info.State.LastSeq + 1), nil
 }
@@ -129,7 +132,9 @@ func (r *Reader) take(ctx context.Context) (Entry, error) {
 			continue
 		}
 		r.next = meta.Sequence.Stream + 1
-		return Entry{Sequence: meta.Sequence.Stream, Time: meta.Timestamp, Behind: meta.NumPending, Body: msg.Data()}, nil
+		entry := Entry{Sequence: meta.Sequence.Stream, Time: meta.Timestamp, Behind: meta.NumPending, Body: msg.Data()}
+		r.journal.see(entry.Cursor())
+		return entry, nil
 	}
 }
 
@@ -161,7 +166,7 @@ func (r *Reader) open(ctx context.Context) error {
 // Sequences do not tell: any message may have been deleted.
 func (r *Reader) Empty(ctx context.Context) (bool, error) {
 	if err := r.open(ctx); err != nil {
-		return false, fmt.Errorf("read the log: %w", err)
+		return false, fmt.Errorf("read the log: %w", r.journal.explain(err))
 	}
 	return r.pending == 0, nil
 }
@@ -180,7 +185,7 @@ func (r *Reader) Close() {
 func (j *Journal) Recent(ctx context.Context, bytes uint64, visit func(Entry) error) error {
 	info, err := j.events.Info(ctx)
 	if err != nil {
-		return fmt.Errorf("read the end of the log: %w", err)
+		return fmt.Errorf("read the end of the log: %w", j.explain(err))
 	}
 	s := info.State
 	if s.Msgs == 0 {
@@ -213,42 +218,70 @@ func (j *Journal) Recent(ctx context.Context, bytes uint64, visit func(Entry) er
 type Cursor struct {
 	// Sequence of the last entry that the route has passed; 0 before the first.
 	Sequence uint64
-	// Created is when the log was made that the sequence is of.
-	Created time.Time
+	// Time is when that entry was stored. In a log that was created anew, or that
+	// lost its end, other entries have the sequence, of other times.
+	Time time.Time
 }
 
 // Cursor returns how far a route is in the log that there is now.
 func (j *Journal) Cursor(ctx context.Context, route string) (Cursor, error) {
 	info, err := j.events.Info(ctx)
 	if err != nil {
-		return Cursor{}, fmt.Errorf("read the state of the log for route %s: %w", route, err)
+		return Cursor{}, fmt.Errorf("read the state of the log for route %s: %w", route, j.explain(err))
 	}
-	begin := Cursor{Created: info.Created}
 	entry, err := j.cursors.Get(ctx, route)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return begin, nil
+		return Cursor{}, nil
 	}
 	if err != nil {
-		return Cursor{}, fmt.Errorf("read the cursor of route %s: %w", route, err)
+		return Cursor{}, fmt.Errorf("read the cursor of route %s: %w", route, j.explain(err))
 	}
 	var c Cursor
-	var created int64
-	if _, err := fmt.Sscan(string(entry.Value()), &c.Sequence, &created); err != nil {
+	var stored int64
+	if _, err := fmt.Sscan(string(entry.Value()), &c.Sequence, &stored); err != nil {
 		return Cursor{}, fmt.Errorf("read the cursor of route %s, which is %.40q: %w", route, entry.Value(), err)
 	}
-	c.Created = time.Unix(0, created)
-	if !c.Created.Equal(info.Created) || c.Sequence > info.State.LastSeq {
+	if c.Sequence > 0 {
+		c.Time = time.Unix(0, stored).UTC()
+	}
+	held, err := j.holds(ctx, info.State, c)
+	if err != nil {
+		return Cursor{}, fmt.Errorf("compare the cursor of route %s with the log: %w", route, j.explain(err))
+	}
+	if !held {
 		j.config.Log.Warn("the cursor is of a log that is lost: the route begins with all that the log holds",
 			"route", route, "cursor", c.Sequence, "last", info.State.LastSeq)
-		return begin, nil
+		return Cursor{}, nil
 	}
 	return c, nil
 }
 
+// holds reports whether a cursor is of a log in a state: all that it has passed
+// is gone, or its own entry is there. An entry that somebody deleted counts as
+// another: to deliver again is better than to leave out.
+func (j *Journal) holds(ctx context.Context, s jetstream.StreamState, c Cursor) (bool, error) {
+	switch {
+	case c.Sequence == 0 || c.Sequence < s.FirstSeq:
+		return true, nil
+	case c.Sequence > s.LastSeq:
+		return false, nil
+	case c.Sequence == s.LastSeq: // which may have been deleted
+		return c.Time.Equal(s.LastTime), nil
+	}
+	msg, err := j.events.GetMsg(ctx, c.Sequence)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read message %d of the log: %w", c.Sequence, err)
+	}
+	return c.Time.Equal(msg.Time), nil
+}
+
 // SetCursor stores what Cursor returns.
 func (j *Journal) SetCursor(ctx context.Context, route string, c Cursor) error {
-	if _, err := j.cursors.PutString(ctx, route, fmt.Sprint(c.Sequence, c.Created.UnixNano())); err != nil {
-		return fmt.Errorf("write the cursor of route %s: %w", route, err)
+	if _, err := j.cursors.PutString(ctx, route, fmt.Sprint(c.Sequence, c.Time.UnixNano())); err != nil {
+		return fmt.Errorf("write the cursor of route %s: %w", route, j.explain(err))
 	}
 	return nil
 }

@@ -1,11 +1,13 @@
 package journal
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
@@ -39,3 +41,50 @@ func TestWhatAFailedAppendMeans(t *testing.T) {
 	(&Receipt{journal: j}).settle(errors.New("nats: server is disconnected"), true)
 	require.NoError(t, j.failure, "it was sent to the server before this one")
 }
+
+// told calls back with what is logged.
+type told func(message string)
+
+func (told) Enabled(context.Context, slog.Level) bool             { return true }
+func (f told) Handle(_ context.Context, record slog.Record) error { f(record.Message); return nil }
+func (f told) WithAttrs([]slog.Attr) slog.Handler                 { return f }
+func (f told) WithGroup(string) slog.Handler                      { return f }
+
+// A server that stops by itself fails no append. While there is none the log
+// says so, and what is appended is not kept to be sent later: what is sent again
+// meanwhile would be stored before it.
+func TestTheEmbeddedServerStopsByItself(t *testing.T) {
+	var j *Journal
+	blocked := make(chan error, 1)
+	log := slog.New(told(func(message string) {
+		if message == "start the embedded log again" {
+			blocked <- j.Blocked()
+		}
+	}))
+	var err error
+	j, err = Open(t.Context(), Config{Dir: t.TempDir(), MaxBytes: 64 << 20, Retention: time.Hour, Registry: prometheus.NewRegistry(), Log: log})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, j.Close()) }()
+	stop := func() {
+		j.embedded.server.Shutdown()
+		j.embedded.server.WaitForShutdown()
+	}
+	works := func() bool { return j.Blocked() == nil }
+
+	j.embedded.mu.Lock()
+	stop()
+	j.embedded.mu.Unlock()
+	require.ErrorIs(t, <-blocked, ErrUnavailable)
+	require.Eventually(t, works, patience, time.Millisecond)
+
+	j.embedded.mu.Lock() // so that nothing repairs
+	stop()
+	require.Eventually(t, func() bool { return !works() }, patience, time.Millisecond)
+	require.EqualError(t, j.Blocked(), "the log cannot be written for now: not connected to the embedded log, which is started again")
+	require.ErrorIs(t, j.conn.Publish(subjectEvents, nil), nats.ErrReconnectBufExceeded)
+	j.embedded.mu.Unlock()
+	require.Eventually(t, works, patience, time.Millisecond)
+}
+
+// patience is how long a test waits for what must happen before it fails.
+const patience = 60 * time.Second

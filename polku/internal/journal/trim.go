@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"sort"
 	"time"
 
@@ -15,25 +14,23 @@ import (
 // events, whatever its age.
 const watermark = 0.8
 
-// All is passed for Trim where nothing waits for any entry.
-const All = math.MaxUint64
-
-// Trim removes entries that every route has passed, the last of them being
-// passed, as far as they are older than the retention or the log is above its
-// watermark. Everything else stays for replay.
-func (j *Journal) Trim(ctx context.Context, passed uint64) error {
+// Trim removes entries that all cursors have passed, which are those of the
+// routes, as far as they are older than the retention or the log is above its
+// watermark. Everything else stays for replay. Without any cursor nothing waits
+// for any entry.
+func (j *Journal) Trim(ctx context.Context, cursors ...Cursor) error {
 	info, err := j.events.Info(ctx)
 	if err != nil {
-		return fmt.Errorf("read the state of the log: %w", err)
+		return fmt.Errorf("read the state of the log: %w", j.explain(err))
 	}
 	s := info.State
-	j.mu.Lock()
-	same := j.created.Equal(info.Created) && (passed <= s.LastSeq || passed == All)
-	j.mu.Unlock()
-	if !same {
-		return nil // the routes have not noticed yet that the log is another one
+	passed := s.LastSeq
+	for _, c := range cursors {
+		if held, err := j.holds(ctx, s, c); err != nil || !held {
+			return err // a route has not noticed yet that the log is another one
+		}
+		passed = min(passed, c.Sequence)
 	}
-	passed = min(passed, s.LastSeq)
 	if s.Msgs == 0 || passed < s.FirstSeq {
 		return nil
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -40,42 +41,49 @@ type route struct {
 	metrics     *routeMetrics
 
 	mu      sync.Mutex
-	started bool      // the cursor was read
-	passed  uint64    // last entry that is delivered
-	pending time.Time // when the oldest entry that is in delivery was stored
-	failure error     // of the last try; nil after a success
+	started bool           // the cursor was read
+	passed  journal.Cursor // last entry that is delivered
+	pending time.Time      // when the oldest entry that is in delivery was stored
+	failure error          // of the last try; nil after a success
 	failed  time.Time
 }
 
 // batch is what one delivery and its cursor are about.
 type batch struct {
 	events []*eventv1.Event
-	last   uint64 // sequence of the last entry
+	last   journal.Cursor // of the last entry
 	oldest time.Time
 }
 
 // run delivers until ctx ends.
 func (r *route) run(ctx context.Context) {
-	for ctx.Err() == nil {
-		r.follow(ctx)
-	}
-}
-
-// follow delivers from the cursor on, until ctx ends or the log is another one.
-func (r *route) follow(ctx context.Context) {
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	defer context.AfterFunc(r.journal.Life(), stop)()
+	life := r.journal.Life()
 	cursor, err := r.start(ctx)
 	if err != nil {
 		return
 	}
+	for ctx.Err() == nil {
+		r.follow(ctx, life, cursor)
+		// What was delivered may be of a log that lost its end while others filled
+		// it, so nothing but the beginning of the next one is certain.
+		life, cursor = r.journal.Life(), journal.Cursor{}
+	}
+}
+
+// follow delivers from the cursor on, until ctx or the life of the log ends.
+func (r *route) follow(ctx, life context.Context, cursor journal.Cursor) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	defer context.AfterFunc(life, stop)()
+	r.mu.Lock()
+	r.started, r.passed = true, cursor
+	r.mu.Unlock()
 	var background sync.WaitGroup
 	defer background.Wait()
 	// What was delivered when ctx ended is saved as well.
 	saving, stopSaving := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopSaving()
-	background.Go(func() { r.save(saving, cursor) })
+	background.Go(func() { r.save(saving) })
 
 	entries := make(chan fetched, fetchAhead)
 	background.Go(func() {
@@ -100,9 +108,6 @@ func (r *route) start(ctx context.Context) (journal.Cursor, error) {
 	for {
 		cursor, err := r.journal.Cursor(ctx, r.name)
 		if err == nil {
-			r.mu.Lock()
-			r.started, r.passed = true, cursor.Sequence
-			r.mu.Unlock()
 			return cursor, nil
 		}
 		r.note(err)
@@ -112,8 +117,9 @@ func (r *route) start(ctx context.Context) (journal.Cursor, error) {
 	}
 }
 
-// save writes the cursor when it has moved, and once more when ctx ends.
-func (r *route) save(ctx context.Context, saved journal.Cursor) {
+// save writes the cursor, again when it has moved, and once more when ctx ends.
+func (r *route) save(ctx context.Context) {
+	saved := journal.Cursor{Sequence: math.MaxUint64} // none that there is
 	tick := time.NewTicker(saveEvery)
 	defer tick.Stop()
 	for ctx.Err() == nil {
@@ -121,9 +127,8 @@ func (r *route) save(ctx context.Context, saved journal.Cursor) {
 		case <-tick.C:
 		case <-ctx.Done():
 		}
-		cursor := saved
 		r.mu.Lock()
-		cursor.Sequence = r.passed
+		cursor := r.passed
 		r.mu.Unlock()
 		if cursor == saved {
 			continue
@@ -182,7 +187,7 @@ func (r *route) decode(entry journal.Entry) fetched {
 func collect(entries <-chan fetched) func(yield func(batch) bool) {
 	return func(yield func(batch) bool) {
 		for f := range entries {
-			b := batch{events: f.events, last: f.entry.Sequence, oldest: f.entry.Time}
+			b := batch{events: f.events, last: f.entry.Cursor(), oldest: f.entry.Time}
 			for more := true; more && len(b.events) < maxEvents; {
 				select {
 				case next, open := <-entries:
@@ -191,7 +196,7 @@ func collect(entries <-chan fetched) func(yield func(batch) bool) {
 						break
 					}
 					b.events = append(b.events, next.events...)
-					b.last = next.entry.Sequence
+					b.last = next.entry.Cursor()
 				default:
 					more = false
 				}

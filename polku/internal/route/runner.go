@@ -92,23 +92,21 @@ func (r *Runner) trim(ctx context.Context) {
 		if !known {
 			continue
 		}
-		if err := r.journal.Trim(ctx, passed); err != nil && ctx.Err() == nil {
+		if err := r.journal.Trim(ctx, passed...); err != nil && ctx.Err() == nil {
 			r.log.Warn("the log was not trimmed", "error", err)
 		}
 	}
 }
 
-// passed is the last entry that every route has passed; not known until each
-// has read its cursor.
-func (r *Runner) passed() (passed uint64, known bool) {
-	passed = journal.All
+// passed is how far each route is; not known until each has read its cursor.
+func (r *Runner) passed() (passed []journal.Cursor, known bool) {
 	for _, route := range r.routes {
 		route.mu.Lock()
 		if !route.started {
 			route.mu.Unlock()
-			return 0, false
+			return nil, false
 		}
-		passed = min(passed, route.passed)
+		passed = append(passed, route.passed)
 		route.mu.Unlock()
 	}
 	return passed, true
@@ -133,7 +131,7 @@ func (r *Runner) Status() []Status {
 	for _, route := range r.routes {
 		route.mu.Lock()
 		statuses = append(statuses, Status{
-			Name: route.name, Cursor: route.passed, OldestPending: route.pending,
+			Name: route.name, Cursor: route.passed.Sequence, OldestPending: route.pending,
 			Failure: route.failure, FailedAt: route.failed,
 		})
 		route.mu.Unlock()
@@ -158,7 +156,7 @@ type Progress struct {
 func (r *Runner) Replay(ctx context.Context, name string, from, to time.Time, report func(Progress) error) error {
 	i := slices.IndexFunc(r.routes, func(x *route) bool { return x.name == name })
 	if i < 0 {
-		return fmt.Errorf("%w: %q", ErrNoRoute, name)
+		return fmt.Errorf("%w: %q: %s", ErrNoRoute, name, r.known())
 	}
 	state, err := r.journal.State(ctx)
 	if err != nil {
@@ -173,6 +171,18 @@ func (r *Runner) Replay(ctx context.Context, name string, from, to time.Time, re
 		return err
 	}
 	return r.routes[i].replay(ctx, reader, to, state.LastSequence, report)
+}
+
+// known names the routes that there are.
+func (r *Runner) known() string {
+	if len(r.routes) == 0 {
+		return "the gateway has none"
+	}
+	found := make([]string, 0, len(r.routes))
+	for _, route := range r.routes {
+		found = append(found, route.name)
+	}
+	return "use one of " + strings.Join(found, ", ")
 }
 
 func (r *route) replay(ctx context.Context, reader *journal.Reader, to time.Time, last uint64, report func(Progress) error) error {

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -348,4 +351,86 @@ func TestAStreamThatIsMadeAnewIsDeliveredFromItsBeginning(t *testing.T) {
 			require.EqualValues(t, 1, r.Status()[0].Cursor)
 		}
 	}
+}
+
+// The end of an external log is lost, as when its disk is restored from a copy,
+// and others fill it with new messages before a route looks. The route may not
+// take those for delivered, neither when it starts nor when it runs.
+func TestALogThatLostItsEndIsDeliveredFromItsBeginning(t *testing.T) {
+	dir, port := t.TempDir(), server.RANDOM_PORT
+	boot := func() *server.Server {
+		s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: port, NoSigs: true, NoLog: true, JetStream: true, StoreDir: dir})
+		require.NoError(t, err)
+		s.Start()
+		require.True(t, s.ReadyForConnections(patience))
+		address, ok := s.Addr().(*net.TCPAddr)
+		require.True(t, ok)
+		port = address.Port
+		return s
+	}
+	down := func(s *server.Server) {
+		s.Shutdown()
+		s.WaitForShutdown()
+	}
+	events := filepath.Join(dir, "jetstream", "$G", "streams", "POLKU_EVENTS")
+	copied := filepath.Join(t.TempDir(), "copy")
+	s := boot()
+	defer func() { down(s) }()
+	d := &recorder{}
+	config := journal.Config{URL: s.ClientURL(), Retention: time.Hour}
+	r := startWith(t, config, map[string]route.Destination{"d": d})
+	for i := range 5 {
+		r.store(t, fmt.Sprint("old", i), 1, nil)
+	}
+	require.Eventually(t, func() bool { return len(d.got()) == 5 }, patience, 10*time.Millisecond)
+	for _, running := range []bool{false, true} {
+		down(s)
+		require.NoError(t, os.RemoveAll(copied))
+		require.NoError(t, os.CopyFS(copied, os.DirFS(events)))
+		s = boot()
+		for i := range 5 {
+			r.keep(t, fmt.Sprint("lost", running, i))
+		}
+		state, err := r.journal.State(t.Context())
+		require.NoError(t, err)
+		kept := func() bool {
+			cursor, err := r.journal.Cursor(t.Context(), "d")
+			return err == nil && cursor.Sequence == state.LastSequence
+		}
+		require.Eventually(t, kept, patience, 10*time.Millisecond)
+
+		if !running {
+			r.stop()
+		}
+		down(s)
+		require.NoError(t, os.RemoveAll(events))
+		require.NoError(t, os.CopyFS(events, os.DirFS(copied)))
+		s = boot()
+		other := startWith(t, config, nil)
+		var want []string
+		for i := range 12 {
+			want = append(want, other.keep(t, fmt.Sprint("new", running, i))...)
+		}
+		other.stop()
+		if !running {
+			r = startWith(t, config, map[string]route.Destination{"d": d})
+		}
+		require.Eventually(t, func() bool {
+			got := d.got()
+			return !slices.ContainsFunc(want, func(id string) bool { return !slices.Contains(got, id) })
+		}, patience, 10*time.Millisecond)
+	}
+}
+
+// keep stores one event, as often as it takes.
+func (r *rig) keep(t *testing.T, id string) []string {
+	t.Helper()
+	payload := &polkuv1.EventPayload{Events: []*eventv1.Event{{Id: id}}}
+	body, err := proto.Marshal(&polkuv1.IngestBatch{Source: "s", Payload: &polkuv1.IngestBatch_Events{Events: payload}})
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		receipt, err := r.journal.Append(t.Context(), id, body)
+		return err == nil && receipt.Wait() == nil
+	}, patience, 5*time.Millisecond)
+	return []string{id}
 }

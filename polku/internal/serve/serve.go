@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"runtime/debug"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -35,9 +35,6 @@ const (
 	// there are many streams and a full log reads none. Batches that are larger
 	// widen it while they are read.
 	window = 64 << 10
-	// memoryLimit makes the garbage collector work harder near it. What the
-	// gateway holds is bounded to less.
-	memoryLimit = 110 << 20
 )
 
 // Config says how to run.
@@ -198,7 +195,8 @@ func (s *service) components(context.Context) map[string]*polkuv1.ComponentHealt
 	for _, r := range s.routes.Status() {
 		part := &polkuv1.ComponentHealth{Healthy: true, Message: fmt.Sprintf("delivered up to message %d", r.Cursor)}
 		if r.Failure != nil {
-			part = &polkuv1.ComponentHealth{Message: r.Failure.Error()}
+			// What a destination answers may be no text, and protobuf takes only that.
+			part = &polkuv1.ComponentHealth{Message: strings.ToValidUTF8(r.Failure.Error(), "\uFFFD")}
 		}
 		parts["route/"+r.Name] = part
 	}
@@ -208,11 +206,11 @@ func (s *service) components(context.Context) map[string]*polkuv1.ComponentHealt
 // serve runs all parts until ctx ends or one of them fails. Sources are sent
 // away first, then the routes stop where they are.
 func (s *service) serve(ctx context.Context) error {
-	debug.SetMemoryLimit(memoryLimit)
 	routing, stopRouting := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopRouting()
 
 	servers, ctx := errgroup.WithContext(ctx)
+	go limitMemory(ctx)
 	servers.Go(func() error { return s.ingest.Serve(ctx) })
 	servers.Go(func() error { return s.operator.Serve(ctx) })
 	routed := make(chan error, 1)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"os/signal"
 	"slices"
 	"strings"
@@ -15,7 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/yairfalse/tapio/shared/certs"
 	"github.com/yairfalse/tapio/shared/config"
@@ -167,7 +165,7 @@ func (o *options) agent(cmd *cobra.Command, environ []string) (agent.Config, err
 		oneOf("color", o.color, "auto", "always", "never"))
 	errs = append(errs, o.destinations()...)
 	c.Style = humanoutput.Style{
-		Color: o.color == "always" || o.color == "auto" && isTerminal(c.Stdout) && !slices.ContainsFunc(environ, noColor),
+		Color: o.color == "always" || o.color == "auto" && humanoutput.WantsColor(c.Stdout, environ),
 		Zone:  time.Local,
 	}
 	return c, errors.Join(errs...)
@@ -198,19 +196,4 @@ func oneOf(flag, value string, allowed ...string) error {
 		return nil
 	}
 	return fmt.Errorf("--%s: %q is none of %s", flag, value, strings.Join(allowed, ", "))
-}
-
-// noColor is the convention of no-color.org: set and not empty.
-func noColor(variable string) bool {
-	value, found := strings.CutPrefix(variable, "NO_COLOR=")
-	return found && value != ""
-}
-
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
 }
