@@ -236,6 +236,8 @@ func (e *Engine) words(r *run, named *vertex) string {
 				return e.peerPhrase(r.peer, r.first.at)
 			}
 			return r.first.labels["network.peer.address"]
+		case "exit":
+			return exitOf(r.first.labels)
 		case "ending":
 			return endingOf(r.first.labels)
 		default:
