@@ -51,6 +51,9 @@ func (c *candidate) fieldsOf(ch *change) []field {
 
 // repeats tells how often the first symptom was seen, and on how many things.
 func (e *Engine) repeats(g *group, primary *run) string {
+	if len(g.runs) == 1 && primary.times() == 1 {
+		return "" // as most are
+	}
 	// A pod and its containers are one: what the node saw of one, the API tells of
 	// the other.
 	type sight struct{ own, inside int64 }
