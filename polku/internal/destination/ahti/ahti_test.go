@@ -214,10 +214,11 @@ func TestTellsWhichEventsAreRefused(t *testing.T) {
 		return response, nil
 	}}
 	addr, _ := serve(t, "127.0.0.1:0", s, certs.Files{})
-	all := events(6)
+	all := events(7)
 	all[1].EventType = ""                                          // the transform refuses it
 	all[4].Metadata[event.ContainerID] = strings.Repeat("x", 2000) // and this one
-	all[5] = withManyLinks("5")                                    // grows with its entities
+	all[5].Payload = make([]byte, 3<<20)                           // no gateway takes so much
+	all[6] = withManyLinks("6")                                    // its surplus links are left out
 	err := connect(t, ahti.Config{Endpoint: addr}).Deliver(t.Context(), all)
 	var refused *route.Refused
 	require.ErrorAs(t, err, &refused)
@@ -234,7 +235,7 @@ func TestTellsWhichEventsAreRefused(t *testing.T) {
 		assert.Equal(t, want.index, refused.Events[i].Index)
 		assert.Contains(t, refused.Events[i].Reason, want.reason)
 	}
-	assert.Equal(t, []string{"0", "2", "3"}, s.ids())
+	assert.Equal(t, []string{"0", "2", "3", "6"}, s.ids())
 }
 
 // withManyLinks is an event that is small and is about very much.
