@@ -728,9 +728,30 @@ func timestamp(ns int64) *timestamppb.Timestamp {
 	return &timestamppb.Timestamp{Seconds: ns / 1e9, Nanos: int32(ns % 1e9)} //nolint:gosec // below 1e9
 }
 
+// faint says whether nobody ever told that the entity exists, and nobody has
+// mentioned it since a time.
+func (v *vertex) faint(limit int64) bool {
+	return v.alive == 0 && v.heard < limit && (v.born < limit || v.born == math.MaxInt64)
+}
+
+// needed says whether something that is not faint cannot be told of without the
+// entity: it mounts or uses it, or is the same.
+func (v *vertex) needed(limit int64) bool {
+	for _, g := range v.ties {
+		needs := !g.out && (g.kind == mounts || g.kind == uses || g.kind == depends)
+		if !needs && g.kind != tieSame {
+			continue
+		}
+		if slices.ContainsFunc(g.ties, func(t *tie) bool { return !t.other(v).faint(limit) }) {
+			return true
+		}
+	}
+	return false
+}
+
 // forget drops what ended before a time, and what has not been heard of since
-// and will tell of itself when it is there: containers, units, addresses, and
-// who connects to what.
+// and will tell of itself when it is there: containers, units, addresses, who
+// connects to what, and what was only ever mentioned.
 func (g *graph) forget(limit int64, keep map[*vertex]bool) {
 	dead := func(v *vertex) bool {
 		switch {
@@ -741,7 +762,7 @@ func (g *graph) forget(limit int64, keep map[*vertex]bool) {
 		case v.kind == ahtiv1.EntityType_ENTITY_TYPE_CONTAINER || v.kind == ahtiv1.EntityType_ENTITY_TYPE_SERVICE_UNIT:
 			return max(v.heard, v.born) < limit
 		default:
-			return false
+			return v.faint(limit) && !v.needed(limit)
 		}
 	}
 	cut := map[*vertex]bool{}
@@ -758,10 +779,9 @@ func (g *graph) forget(limit int64, keep map[*vertex]bool) {
 		g.touch(v)
 	}
 	for k, v := range g.vertices {
-		// What was only named in a tie, or is but an address, is nothing alone.
-		alone := len(v.ties) == 0 && len(v.changes) == 0 && len(v.runs) == 0 && !keep[v]
-		old := v.heard < limit && (v.born < limit || v.born == math.MaxInt64)
-		if dead(v) || alone && old && (v.kind == ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT || v.alive == 0) {
+		// An address that was told to exist, as that of a pod, is nothing alone.
+		alone := v.kind == ahtiv1.EntityType_ENTITY_TYPE_ENDPOINT && len(v.ties) == 0 && max(v.heard, v.alive) < limit
+		if dead(v) || alone && len(v.changes) == 0 && len(v.runs) == 0 && !keep[v] {
 			g.drop(k, v)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	"github.com/yairfalse/tapio/shared/causality"
 )
 
@@ -84,6 +85,35 @@ func TestNamesOfWhatIsGoneAreForgotten(t *testing.T) {
 		e.Apply(ev)
 	}
 	e.Forget(noon.Add(100 * time.Hour))
+	require.Zero(t, e.Size().Entities)
+}
+
+// Where nobody watches the API server, pods and what owns them are known from
+// what agents mention, and addresses from who connects to them. All of it is
+// forgotten some time after it was mentioned last, the node of today's pods not.
+func TestWhatIsOnlyMentionedIsForgotten(t *testing.T) {
+	e := newEngine(t)
+	st := &story{}
+	node := newThing(node, "", "n1")
+	api := newThing(deployment, "shop", "api")
+	for i := range 100 {
+		p := newThing(pod, "shop", fmt.Sprint("api-1-", i)).ownedBy(api).tie(ahtiv1.RelationshipType_RELATIONSHIP_TYPE_SCHEDULED_ON, node)
+		c := newThing(container, "", fmt.Sprint("c", i)).ownedBy(p)
+		c.ties, c.entities = append(c.ties, p.ties...), append(c.entities, p.entities...)
+		host, port := fmt.Sprint("10.0.0.", i), fmt.Sprintf("10.0.0.%d:80", i)
+		serving := &thing{kind: endpoint, id: host, name: host}
+		serving.tie(ahtiv1.RelationshipType_RELATIONSHIP_TYPE_EXPOSES, &thing{kind: endpoint, id: port, name: port})
+		st.exit(time.Duration(i)*time.Hour, c, "1")
+		st.add(time.Duration(i)*time.Hour, "network.connection_refused", eventv1.Severity_SEVERITY_ERROR, serving)
+	}
+	for _, ev := range st.events {
+		e.Apply(ev)
+	}
+	before := e.Size().Entities
+	e.Forget(noon.Add(90*time.Hour - time.Minute))
+	require.Less(t, e.Size().Entities, before/9, "a tenth and the two is left")
+	require.NotEmpty(t, e.Resolve("deploy/api", ""))
+	e.Forget(noon.Add(200 * time.Hour))
 	require.Zero(t, e.Size().Entities)
 }
 

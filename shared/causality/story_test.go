@@ -99,6 +99,7 @@ func (s *story) change(at time.Duration, subject *thing, action string, fields .
 		data.Changes = append(data.Changes, &eventv1.FieldChange{Path: path, Old: older, New: newer})
 	}
 	ev.Data = &ahtiv1.AhtiEvent_K8S{K8S: data}
+	ev.Entities[0].State = ahtiv1.EntityState_ENTITY_STATE_ACTIVE
 	if action == "deleted" {
 		ev.Entities[0].State = ahtiv1.EntityState_ENTITY_STATE_DELETED
 	}
