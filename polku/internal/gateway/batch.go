@@ -237,26 +237,16 @@ func itemOf(e *eventv1.Event) item {
 // message. Others are passed over.
 func eachField(wire []byte, visit func(number protowire.Number, value []byte) *refusal) *refusal {
 	for len(wire) > 0 {
-		number, kind, n := protowire.ConsumeTag(wire)
-		if n < 0 {
+		f, rest, ok := event.CutField(wire)
+		if !ok {
 			return errNoBatch
 		}
-		wire = wire[n:]
-		if kind != protowire.BytesType {
-			if n = protowire.ConsumeFieldValue(number, kind, wire); n < 0 {
-				return errNoBatch
+		if f.Type == protowire.BytesType {
+			if err := visit(f.Number, f.Value); err != nil {
+				return err
 			}
-			wire = wire[n:]
-			continue
 		}
-		value, n := protowire.ConsumeBytes(wire)
-		if n < 0 {
-			return errNoBatch
-		}
-		if err := visit(number, value); err != nil {
-			return err
-		}
-		wire = wire[n:]
+		wire = rest
 	}
 	return nil
 }

@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 	goproto "google.golang.org/protobuf/proto"
 
 	"github.com/yairfalse/tapio/polku/internal/gateway"
@@ -297,6 +298,38 @@ func TestABadBatchSpoilsNoOther(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An ack is for what every route can read: decoders refuse a field number that is
+// too great, though its encoding is sound.
+func TestWhatNoRouteCanReadIsRefused(t *testing.T) {
+	h := open(t, t.TempDir())
+	tooGreat := protowire.AppendVarint(protowire.AppendVarint(nil, (uint64(protowire.MaxValidNumber)+1)<<3), 1)
+	// batch encodes events, with something behind the last of them, behind all of
+	// them, and behind the batch.
+	batch := func(events []*eventv1.Event, inEvent, inPayload, inBatch []byte) raw {
+		var payload []byte
+		for i, e := range events {
+			wire, err := goproto.Marshal(e)
+			require.NoError(t, err)
+			if i == len(events)-1 {
+				wire = append(wire, inEvent...)
+			}
+			payload = protowire.AppendBytes(protowire.AppendTag(payload, 1, protowire.BytesType), wire)
+		}
+		b := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), "acme")
+		b = protowire.AppendBytes(protowire.AppendTag(b, 4, protowire.BytesType), append(payload, inPayload...))
+		return append(b, inBatch...)
+	}
+	ack := h.exchange(t, batch(good("a", 3), tooGreat, nil, nil))
+	require.Equal(t, []string{"a-0", "a-1"}, ack.GetEventIds())
+	require.Len(t, ack.GetErrors(), 1)
+	for _, b := range []raw{batch(good("b", 3), nil, tooGreat, nil), batch(good("c", 3), nil, nil, tooGreat)} {
+		ack = h.exchange(t, b)
+		require.Empty(t, ack.GetEventIds())
+		require.NotEmpty(t, ack.GetErrors())
+	}
+	require.Equal(t, []string{"a-0", "a-1"}, idsOf(h.stored(t)))
 }
 
 func TestABatchWithoutEventsIsNotAnswered(t *testing.T) {
