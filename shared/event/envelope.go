@@ -36,7 +36,7 @@ type Envelope struct {
 func CheckEnvelope(wire []byte) (Envelope, error) {
 	var c envelopeCheck
 	err := c.run(wire)
-	if validateID(c.ID) != nil {
+	if ValidateID(c.ID) != nil {
 		c.ID = nil
 	}
 	return c.Envelope, err
@@ -66,14 +66,14 @@ func (c *envelopeCheck) run(wire []byte) error {
 		}
 		wire = rest
 	}
-	if err := validateID(c.ID); err != nil {
+	if err := ValidateID(c.ID); err != nil {
 		return err
 	}
 	if err := validateTime(c.Time); err != nil {
 		return err
 	}
 	if len(c.Source) > 0 {
-		if err := validateSource(c.Source); err != nil {
+		if err := ValidateSource(c.Source); err != nil {
 			return err
 		}
 	}
@@ -155,17 +155,7 @@ func checkEntry(entry []byte) error {
 		}
 		entry = rest
 	}
-	switch {
-	case len(key) == 0:
-		return errors.New("metadata has an empty key: name it")
-	case len(key) > MaxKeyLen:
-		return fmt.Errorf("metadata key %.80q has %d bytes: use at most %d", key, len(key), MaxKeyLen)
-	case isName(key) && (len(value) > MaxNameLen || hasControl(value)):
-		return fmt.Errorf("metadata %q is %.80q: use at most %d bytes without control characters", key, value, MaxNameLen)
-	case len(value) > MaxValueLen:
-		return fmt.Errorf("metadata %q has %d bytes: use at most %d", key, len(value), MaxValueLen)
-	}
-	return nil
+	return validateEntry(key, value)
 }
 
 // shape is what a decoder refuses in the encoding of a message: text that is

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"unicode"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -77,22 +76,20 @@ func invalid(format string, args ...any) *refusal {
 
 var errNoBatch = invalid("the message is no polku.v1.IngestBatch in protobuf encoding")
 
-// readBatch splits a batch into its events. items is memory to use for them.
+// readBatch splits a batch into its events. items is memory to use for them. A
+// batch that is refused has those that could be read, so that each is refused by
+// its name: a source waits for an answer about everything that it sent.
 func readBatch(wire []byte, items []item) (batch, *refusal) {
 	b := batch{items: items[:0]}
 	var payload []byte
 	var kind protowire.Number
+	text := true // of each occurrence: a decoder looks at all
 	err := eachField(wire, func(number protowire.Number, value []byte) *refusal {
 		switch number {
-		case batchSource, batchCluster: // each occurrence: a decoder looks at all
-			if !utf8.Valid(value) {
-				return invalid("source or cluster of the batch is not UTF-8: replace the bytes that are not")
-			}
-			if number == batchSource {
-				b.source = value
-			} else {
-				b.cluster = value
-			}
+		case batchSource:
+			b.source, text = value, text && utf8.Valid(value)
+		case batchCluster:
+			b.cluster, text = value, text && utf8.Valid(value)
 		case batchRaw, batchEvents:
 			if kind != 0 {
 				return invalid("the batch has two payloads: send one")
@@ -104,9 +101,6 @@ func readBatch(wire []byte, items []item) (batch, *refusal) {
 	if err != nil {
 		return b, err
 	}
-	if err := checkOrigin(b.source, b.cluster); err != nil {
-		return b, err
-	}
 	switch kind {
 	case batchEvents:
 		b.whole = wire
@@ -116,18 +110,24 @@ func readBatch(wire []byte, items []item) (batch, *refusal) {
 	default:
 		err = invalid("the batch has no payload: set raw or events")
 	}
-	return b, err
+	switch {
+	case err != nil:
+		return b, err
+	case !text:
+		return b, invalid("source or cluster of the batch is not UTF-8: replace the bytes that are not")
+	}
+	return b, b.checkOrigin()
 }
 
 // checkOrigin checks what a batch says of all its events.
-func checkOrigin(source, cluster []byte) *refusal {
-	switch {
-	case bytes.ContainsFunc(source, unicode.IsControl) || bytes.ContainsFunc(cluster, unicode.IsControl):
-		return invalid("source %.80q or cluster %.80q of the batch has control characters: leave them out", source, cluster)
-	case len(source) > event.MaxSourceLen:
-		return invalid("source has %d bytes: use at most %d", len(source), event.MaxSourceLen)
-	case len(cluster) > event.MaxNameLen:
-		return invalid("cluster has %d bytes: use at most %d", len(cluster), event.MaxNameLen)
+func (b *batch) checkOrigin() *refusal {
+	if len(b.source) > 0 { // else each event names its own
+		if err := event.ValidateSource(b.source); err != nil {
+			return invalid("batch: %v", err)
+		}
+	}
+	if err := event.ValidateName(b.cluster); err != nil {
+		return invalid("batch: cluster %v", err)
 	}
 	return nil
 }

@@ -318,7 +318,11 @@ func (p *parcel) dropKnown() {
 // envelope is empty unless it is good to name the event by.
 func (g *Gateway) judge(b batch, i *item) (event.Envelope, *refusal) {
 	if i.err != nil {
-		return event.Envelope{ID: []byte(printableID(i.id))}, invalid("%s", i.err.Error())
+		var named event.Envelope
+		if event.ValidateID(i.id) == nil {
+			named.ID = []byte(i.id)
+		}
+		return named, invalid("%s", i.err.Error())
 	}
 	envelope, err := event.CheckEnvelope(i.wire)
 	switch {
@@ -330,19 +334,6 @@ func (g *Gateway) judge(b batch, i *item) (event.Envelope, *refusal) {
 		return envelope, invalid("source is empty, in the event and in its batch: set the name of the program that observed the event")
 	}
 	return envelope, nil
-}
-
-// printableID is id if it may be one, else nothing.
-func printableID(id string) string {
-	if len(id) > event.MaxIDLen {
-		return ""
-	}
-	for i := range len(id) {
-		if id[i] <= ' ' || id[i] >= 0x7f {
-			return ""
-		}
-	}
-	return id
 }
 
 // refuseAll answers for a batch that is refused as a whole: by the ids of its
@@ -473,9 +464,9 @@ func (g *Gateway) state() *polkuv1.Ack {
 // SendEvent stores one event.
 func (g *Gateway) SendEvent(ctx context.Context, in *polkuv1.IngestEvent) (*polkuv1.Ack, error) {
 	b := batch{source: []byte(in.GetSource()), cluster: []byte(in.GetCluster())}
-	refused := checkOrigin(b.source, b.cluster)
+	refused := b.one(in)
 	if refused == nil {
-		refused = b.one(in)
+		refused = b.checkOrigin()
 	}
 	size := 0
 	for _, i := range b.items {

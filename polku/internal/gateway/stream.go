@@ -191,7 +191,7 @@ func (s *session) reply(p *parcel, patience *time.Timer) error {
 	for i, ack := range p.answer.acks {
 		if i == len(p.answer.acks)-1 {
 			var err error
-			if ack, err = ack.finish(state); err != nil {
+			if ack, err = ack.with(state); err != nil {
 				return err
 			}
 		}
