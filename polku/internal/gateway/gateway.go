@@ -149,7 +149,7 @@ type parcel struct {
 	sources     [][]byte // of the events, if the batch names none and they have a limit
 	size        int      // bytes that the batch takes while it waits
 	answer      answer
-	flight      flight // of the keys; 0 when they are on none
+	flight      *flight // of the keys; nil when they are on none
 	receipts    []*journal.Receipt
 	weight      int64
 	free        func() // gives back the memory of the batch
@@ -426,13 +426,13 @@ func (g *Gateway) wait(p *parcel, whole bool) error {
 		g.gate.Release(p.weight)
 		p.weight = 0
 	}
-	if p.flight != 0 {
+	if p.flight != nil {
 		stored := whole && failed == nil
 		if stored {
 			g.counters.stored.Add(int64(len(p.keys)))
 		}
 		g.ids.land(p.flight, p.keys, stored) // only now: an id that is known is acknowledged at once
-		p.flight, p.keys = 0, nil
+		p.flight, p.keys = nil, nil
 	}
 	p.done()
 	return failed
