@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"hash/maphash"
+	"maps"
 	"sync"
 )
 
@@ -9,6 +10,10 @@ import (
 // 25 MB and cover, at the very least, what any source may have sent without
 // having seen the acknowledgment.
 const rememberIDs = 200_000
+
+// leastPeak is how many ids on their way take memory that is worth giving back:
+// more than what is in flight when nothing waits.
+const leastPeak = 2 * inFlight / eventWeight
 
 // idKey stands for an event id. Two ids share one by accident once in 2^128
 // pairs, and nobody can make them on purpose: the seeds are secret.
@@ -25,6 +30,7 @@ type recentIDs struct {
 	mu         sync.Mutex
 	young, old map[idKey]struct{} // in the log
 	flying     map[idKey]*flight
+	peak       int // of the length of flying since it was made
 	life       int // of the log: how often all was forgotten
 }
 
@@ -76,6 +82,7 @@ func (r *recentIDs) reserve(keys []idKey, known func(i int)) (f *flight, after <
 	for _, i := range doubles {
 		known(i)
 	}
+	r.peak = max(r.peak, len(r.flying))
 	return f, nil
 }
 
@@ -90,6 +97,16 @@ func (r *recentIDs) land(f *flight, keys []idKey, stored bool) {
 		}
 	}
 	close(f.landed)
+	r.shrink()
+}
+
+// shrink, stored and remember are for who holds mu. shrink gives back the memory of a peak: a map keeps what it once needed.
+func (r *recentIDs) shrink() {
+	if n := len(r.flying); r.peak > leastPeak && n < r.peak/2 {
+		smaller := make(map[idKey]*flight, n)
+		maps.Copy(smaller, r.flying)
+		r.flying, r.peak = smaller, n
+	}
 }
 
 // add remembers ids of events that are on disk.
@@ -101,7 +118,6 @@ func (r *recentIDs) add(keys []idKey) {
 	}
 }
 
-// stored and remember are for who holds mu.
 func (r *recentIDs) stored(k idKey) bool {
 	_, found := r.young[k]
 	if !found {
