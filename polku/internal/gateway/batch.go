@@ -44,8 +44,11 @@ const (
 type batch struct {
 	source, cluster []byte
 	items           []item
-	// whole is the encoding to store when every item is; nil if there is none.
+	made            int // bytes of the items that are no parts of the received ones
+	// whole is the encoding to store when every item is, of which there are
+	// total; nil if there is none.
 	whole []byte
+	total int
 }
 
 // item is one event of a batch.
@@ -110,6 +113,7 @@ func readBatch(wire []byte, items []item) (batch, *refusal) {
 	default:
 		err = invalid("the batch has no payload: set raw or events")
 	}
+	b.total = len(b.items)
 	switch {
 	case err != nil:
 		return b, err
@@ -148,6 +152,12 @@ func (b *batch) add(i item) *refusal {
 	}
 	b.items = append(b.items, i)
 	return nil
+}
+
+// addMade adds an item with memory of its own.
+func (b *batch) addMade(i item) *refusal {
+	b.made += len(i.wire)
+	return b.add(i)
 }
 
 // decode reads a RawPayload.
@@ -196,7 +206,7 @@ func (b *batch) decodeJSON(data []byte) *refusal {
 		if err != nil {
 			return notJSON(err, decoder.InputOffset())
 		}
-		if err := b.add(itemOfJSON(object)); err != nil {
+		if err := b.addMade(itemOfJSON(object)); err != nil {
 			return err
 		}
 	}
@@ -254,7 +264,7 @@ func eachField(wire []byte, visit func(number protowire.Number, value []byte) *r
 // bodies encodes events as batches to store, each of at most size bytes if its
 // events allow that. done is called with each body and the number of its events.
 func (b *batch) bodies(events [][]byte, size int, done func(body []byte, events int) error) error {
-	if b.whole != nil && len(events) == len(b.items) && len(b.whole) <= size {
+	if b.whole != nil && len(events) == b.total && len(b.whole) <= size {
 		return done(b.whole, len(events))
 	}
 	for len(events) > 0 {
