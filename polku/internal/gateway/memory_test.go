@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
+	"google.golang.org/protobuf/encoding/protowire"
 	goproto "google.golang.org/protobuf/proto"
 
 	"github.com/yairfalse/tapio/polku/internal/gateway"
@@ -64,25 +65,36 @@ func TestIdleStreamsHoldNoBatch(t *testing.T) {
 
 // Whatever it is that batches wait for, what they take is bounded.
 func TestWhatWaitsIsBounded(t *testing.T) {
-	const sources = 80
+	const sources = 70
 	rateLimit := func(_ *journal.Config, g *gateway.Config) { g.RateLimit = 0.01 }
 	fullLog := func(j *journal.Config, _ *gateway.Config) { j.MaxBytes = 1 << 20 }
-	tiny := func(i int) []*eventv1.Event {
-		events := make([]*eventv1.Event, 16_000)
-		for k := range events {
-			events[k] = &eventv1.Event{Id: fmt.Sprintf("%x.%x", i, k), TimestampUnixNs: time.Now().UnixNano(), EventType: "x"}
+	encode := func(events []*eventv1.Event) raw {
+		wire, err := goproto.Marshal(batchOf(events...))
+		require.NoError(t, err)
+		return wire
+	}
+	own := func(i int) raw { return encode(large(fmt.Sprint("s", i))) }
+	same := func(int) raw { return encode(large("same")) }
+	tiny := func(i int) raw {
+		var payload []byte
+		for k := range 16_000 {
+			e := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), fmt.Sprintf("%x.%x", i, k))
+			e = protowire.AppendVarint(protowire.AppendTag(e, 2, protowire.VarintType), uint64(time.Now().UnixNano()))
+			e = protowire.AppendString(protowire.AppendTag(e, 4, protowire.BytesType), "x")
+			payload = protowire.AppendBytes(protowire.AppendTag(payload, 1, protowire.BytesType), e)
 		}
-		return events
+		b := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), "acme")
+		return protowire.AppendBytes(protowire.AppendTag(b, 4, protowire.BytesType), payload)
 	}
 	for _, tt := range []struct {
-		name   string
-		edit   func(*journal.Config, *gateway.Config)
-		events func(i int) []*eventv1.Event
-		holds  string
+		name  string
+		edit  func(*journal.Config, *gateway.Config)
+		batch func(i int) raw
+		holds string
 	}{
-		{"until a source may send more", rateLimit, func(i int) []*eventv1.Event { return large(fmt.Sprint("s", i)) }, "polku_gateway_delayed_bytes"},
-		{"until the same events are stored", rateLimit, func(int) []*eventv1.Event { return large("same") }, "polku_gateway_delayed_bytes"},
-		{"until there is room for large events", fullLog, func(i int) []*eventv1.Event { return large(fmt.Sprint("s", i)) }, "polku_gateway_waiting_bytes"},
+		{"until a source may send more", rateLimit, own, "polku_gateway_delayed_bytes"},
+		{"until the same events are stored", rateLimit, same, "polku_gateway_delayed_bytes"},
+		{"until there is room for large events", fullLog, own, "polku_gateway_waiting_bytes"},
 		{"until there is room for tiny events", fullLog, tiny, "polku_gateway_waiting_bytes"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -98,8 +110,7 @@ func TestWhatWaitsIsBounded(t *testing.T) {
 				require.NoError(t, err)
 				_, err = streams[i].Header()
 				require.NoError(t, err)
-				batches[i], err = goproto.Marshal(batchOf(tt.events(i)...))
-				require.NoError(t, err)
+				batches[i] = tt.batch(i)
 			}
 			before := heapMiB()
 			var running sync.WaitGroup

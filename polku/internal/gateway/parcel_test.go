@@ -65,7 +65,7 @@ func encodings(t testing.TB, source string, n, idLength int) (protobuf, json fun
 // What a batch counts while it waits is what it takes: otherwise the bounds on
 // what may wait bound nothing.
 func TestWhatABatchTakes(t *testing.T) {
-	const batches, events = 16, 8000
+	const batches, events = 16, 2000
 	for _, tt := range []struct {
 		name     string
 		source   string
