@@ -36,7 +36,7 @@ type Envelope struct {
 func CheckEnvelope(wire []byte) (Envelope, error) {
 	var c envelopeCheck
 	err := c.run(wire)
-	if validateID(c.ID) != nil {
+	if ValidateID(c.ID) != nil {
 		c.ID = nil
 	}
 	return c.Envelope, err
@@ -57,28 +57,23 @@ func (c *envelopeCheck) run(wire []byte) error {
 		return fmt.Errorf("event has %d bytes: send at most %d", len(wire), MaxSize)
 	}
 	for len(wire) > 0 {
-		number, kind, n := protowire.ConsumeTag(wire)
-		if n < 0 {
+		f, rest, ok := CutField(wire)
+		if !ok {
 			return errNoEncoding
 		}
-		wire = wire[n:]
-		n = protowire.ConsumeFieldValue(number, kind, wire)
-		if n < 0 {
-			return errNoEncoding
-		}
-		if err := c.field(number, kind, wire[:n]); err != nil {
+		if err := c.field(f); err != nil {
 			return err
 		}
-		wire = wire[n:]
+		wire = rest
 	}
-	if err := validateID(c.ID); err != nil {
+	if err := ValidateID(c.ID); err != nil {
 		return err
 	}
 	if err := validateTime(c.Time); err != nil {
 		return err
 	}
 	if len(c.Source) > 0 {
-		if err := validateSource(c.Source); err != nil {
+		if err := ValidateSource(c.Source); err != nil {
 			return err
 		}
 	}
@@ -96,31 +91,26 @@ func (c *envelopeCheck) run(wire []byte) error {
 // leadingID is the id of an event that is too large to be walked. Encoders write
 // the fields in the order of their numbers.
 func leadingID(wire []byte) []byte {
-	number, kind, n := protowire.ConsumeTag(wire)
-	if n < 0 || number != wireID || kind != protowire.BytesType {
+	f, _, ok := CutField(wire)
+	if !ok || f.Number != wireID || f.Type != protowire.BytesType {
 		return nil
 	}
-	id, n := protowire.ConsumeBytes(wire[n:])
-	if n < 0 {
-		return nil
-	}
-	return id
+	return f.Value
 }
 
 var errNoEncoding = errors.New("event is not in protobuf encoding: encode it as polku.event.v1.Event")
 
-// field checks one field, whose value has the length that it says.
-func (c *envelopeCheck) field(number protowire.Number, kind protowire.Type, value []byte) error {
-	if number == wireTime && kind == protowire.VarintType {
-		ns, _ := protowire.ConsumeVarint(value)
+func (c *envelopeCheck) field(f Field) error {
+	if f.Number == wireTime && f.Type == protowire.VarintType {
+		ns, _ := protowire.ConsumeVarint(f.Value)
 		c.Time = int64(ns)
 		return nil
 	}
-	if kind != protowire.BytesType {
+	if f.Type != protowire.BytesType {
 		return nil // a number, or unknown
 	}
-	value, _ = protowire.ConsumeBytes(value)
-	switch number {
+	value := f.Value
+	switch f.Number {
 	case wireID:
 		c.ID = value
 	case wireSource:
@@ -142,45 +132,30 @@ func (c *envelopeCheck) field(number protowire.Number, kind protowire.Type, valu
 			return fmt.Errorf("route_to has an entry of %d bytes: use 1 to %d", len(value), MaxRouteLen)
 		}
 	}
-	return eventShape.checkField(number, value)
+	return eventShape.checkField(f.Number, value)
 }
 
 // checkEntry checks one entry of metadata, encoded as a message.
 func checkEntry(entry []byte) error {
 	var key, value []byte
 	for len(entry) > 0 {
-		number, kind, n := protowire.ConsumeTag(entry)
-		if n < 0 {
+		f, rest, ok := CutField(entry)
+		if !ok {
 			return errNoEncoding
 		}
-		entry = entry[n:]
-		if n = protowire.ConsumeFieldValue(number, kind, entry); n < 0 {
-			return errNoEncoding
-		}
-		if kind == protowire.BytesType && (number == wireKey || number == wireValue) {
-			text, _ := protowire.ConsumeBytes(entry)
-			if !utf8.Valid(text) {
-				return fmt.Errorf("metadata has %.80q, which is not UTF-8: replace the bytes that are not", text)
+		if f.Type == protowire.BytesType && (f.Number == wireKey || f.Number == wireValue) {
+			if !utf8.Valid(f.Value) {
+				return fmt.Errorf("metadata has %.80q, which is not UTF-8: replace the bytes that are not", f.Value)
 			}
-			if number == wireKey {
-				key = text
+			if f.Number == wireKey {
+				key = f.Value
 			} else {
-				value = text
+				value = f.Value
 			}
 		}
-		entry = entry[n:]
+		entry = rest
 	}
-	switch {
-	case len(key) == 0:
-		return errors.New("metadata has an empty key: name it")
-	case len(key) > MaxKeyLen:
-		return fmt.Errorf("metadata key %.80q has %d bytes: use at most %d", key, len(key), MaxKeyLen)
-	case isName(key) && (len(value) > MaxNameLen || hasControl(value)):
-		return fmt.Errorf("metadata %q is %.80q: use at most %d bytes without control characters", key, value, MaxNameLen)
-	case len(value) > MaxValueLen:
-		return fmt.Errorf("metadata %q has %d bytes: use at most %d", key, len(value), MaxValueLen)
-	}
-	return nil
+	return validateEntry(key, value)
 }
 
 // shape is what a decoder refuses in the encoding of a message: text that is
@@ -219,21 +194,16 @@ func shapeOf(m protoreflect.MessageDescriptor) shape {
 
 func (s shape) check(wire []byte) error {
 	for len(wire) > 0 {
-		number, kind, n := protowire.ConsumeTag(wire)
-		if n < 0 {
+		f, rest, ok := CutField(wire)
+		if !ok {
 			return errNoEncoding
 		}
-		wire = wire[n:]
-		if n = protowire.ConsumeFieldValue(number, kind, wire); n < 0 {
-			return errNoEncoding
-		}
-		if kind == protowire.BytesType {
-			value, _ := protowire.ConsumeBytes(wire)
-			if err := s.checkField(number, value); err != nil {
+		if f.Type == protowire.BytesType {
+			if err := s.checkField(f.Number, f.Value); err != nil {
 				return err
 			}
 		}
-		wire = wire[n:]
+		wire = rest
 	}
 	return nil
 }

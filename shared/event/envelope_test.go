@@ -143,6 +143,39 @@ func TestCheckEnvelopeRefusesWhatIsNoProtobuf(t *testing.T) {
 	require.ErrorContains(t, err, "network: event is not in protobuf encoding")
 }
 
+// tooGreat is a field with the least number that no field can have. Decoders
+// refuse it, though its encoding is sound.
+func tooGreat() []byte {
+	return protowire.AppendVarint(protowire.AppendVarint(nil, (uint64(protowire.MaxValidNumber)+1)<<3), 1)
+}
+
+// tooGreatNumbers are events with such a field at each depth.
+func tooGreatNumbers(t testing.TB) map[string][]byte {
+	whole := encode(t, refused())
+	nested := func(number protowire.Number) []byte {
+		return protowire.AppendBytes(protowire.AppendTag(bytes.Clone(whole), number, protowire.BytesType), tooGreat())
+	}
+	entry := append([]byte("\n\x01k"), tooGreat()...)
+	start := protowire.AppendBytes(protowire.AppendTag(nil, 9, protowire.BytesType), tooGreat()) // start_time
+	return map[string][]byte{
+		"event":     append(bytes.Clone(whole), tooGreat()...),
+		"metadata":  protowire.AppendBytes(protowire.AppendTag(bytes.Clone(whole), 5, protowire.BytesType), entry),
+		"network":   nested(20),
+		"timestamp": protowire.AppendBytes(protowire.AppendTag(bytes.Clone(whole), 24, protowire.BytesType), start),
+	}
+}
+
+func TestCheckEnvelopeRefusesNumbersThatNoFieldHas(t *testing.T) {
+	for name, wire := range tooGreatNumbers(t) {
+		require.Error(t, proto.Unmarshal(wire, new(eventv1.Event)), name)
+		_, err := event.CheckEnvelope(wire)
+		require.ErrorContains(t, err, "not in protobuf encoding", name)
+	}
+	last := protowire.AppendTag(encode(t, refused()), protowire.MaxValidNumber, protowire.VarintType)
+	_, err := event.CheckEnvelope(append(last, 1))
+	require.NoError(t, err, "a field of a newer protocol")
+}
+
 func TestCheckEnvelopeAllocatesNothingForAGoodEvent(t *testing.T) {
 	e := refused()
 	e.Id = strings.Repeat("i", event.MaxIDLen)
@@ -160,6 +193,9 @@ func FuzzCheckEnvelope(f *testing.F) {
 		f.Add(encode(f, complete(event.NewFactory(), k)))
 	}
 	f.Add(encode(f, &eventv1.Event{Id: "~bad~", Source: "~bad~"}))
+	for _, wire := range tooGreatNumbers(f) {
+		f.Add(wire)
+	}
 	f.Fuzz(func(t *testing.T, wire []byte) {
 		envelope, err := event.CheckEnvelope(wire)
 		if err != nil {

@@ -68,9 +68,9 @@ func Validate(e *eventv1.Event) error {
 		return fmt.Errorf("event has %d bytes: send at most %d", size, MaxSize)
 	}
 	return errors.Join(
-		validateID(e.GetId()),
+		ValidateID(e.GetId()),
 		validateTime(e.GetTimestampUnixNs()),
-		validateSource(e.GetSource()),
+		ValidateSource(e.GetSource()),
 		validateClass(e),
 		validateKind(e),
 		validateMetadata(e.GetMetadata()),
@@ -79,9 +79,9 @@ func Validate(e *eventv1.Event) error {
 	)
 }
 
-// validateID wants printable ASCII without spaces, because ids stand in headers,
+// ValidateID wants printable ASCII without spaces, because ids stand in headers,
 // logs and URLs.
-func validateID[T string | []byte](id T) error {
+func ValidateID[T string | []byte](id T) error {
 	switch {
 	case len(id) == 0:
 		return errors.New("id is empty: set an id that no other event has")
@@ -104,7 +104,8 @@ func validateTime(ns int64) error {
 	return nil
 }
 
-func validateSource[T string | []byte](source T) error {
+// ValidateSource wants what can be kept in an index and printed in a log.
+func ValidateSource[T string | []byte](source T) error {
 	switch {
 	case len(source) == 0:
 		return errors.New("source is empty: set the name of the program that observed the event")
@@ -112,6 +113,15 @@ func validateSource[T string | []byte](source T) error {
 		return fmt.Errorf("source has %d bytes: use at most %d", len(source), MaxSourceLen)
 	case hasControl(source):
 		return fmt.Errorf("source is %.80q: use no control characters", source)
+	}
+	return nil
+}
+
+// ValidateName wants the same of a cluster or a namespace, which may be empty. The
+// error goes on after what has the name.
+func ValidateName[T string | []byte](name T) error {
+	if len(name) > MaxNameLen || hasControl(name) {
+		return fmt.Errorf("is %.80q: use at most %d bytes without control characters", name, MaxNameLen)
 	}
 	return nil
 }
@@ -178,15 +188,8 @@ func validateMetadata(metadata map[string]string) error {
 	}
 	var errs []error
 	for name, value := range metadata {
-		switch {
-		case name == "":
-			errs = append(errs, errors.New("metadata has an empty key: name it"))
-		case len(name) > MaxKeyLen:
-			errs = append(errs, fmt.Errorf("metadata key %.80q has %d bytes: use at most %d", name, len(name), MaxKeyLen))
-		case isName(name) && (len(value) > MaxNameLen || hasControl(value)):
-			errs = append(errs, fmt.Errorf("metadata %q is %.80q: use at most %d bytes without control characters", name, value, MaxNameLen))
-		case len(value) > MaxValueLen:
-			errs = append(errs, fmt.Errorf("metadata %q has %d bytes: use at most %d", name, len(value), MaxValueLen))
+		if err := validateEntry(name, value); err != nil {
+			errs = append(errs, err)
 		}
 		key, _ := LookupKey(name)
 		switch {
@@ -197,6 +200,22 @@ func validateMetadata(metadata map[string]string) error {
 		}
 	}
 	return joinSorted(errs)
+}
+
+func validateEntry[T string | []byte](key, value T) error {
+	switch {
+	case len(key) == 0:
+		return errors.New("metadata has an empty key: name it")
+	case len(key) > MaxKeyLen:
+		return fmt.Errorf("metadata key %.80q has %d bytes: use at most %d", key, len(key), MaxKeyLen)
+	case len(value) > MaxValueLen:
+		return fmt.Errorf("metadata %q has %d bytes: use at most %d", key, len(value), MaxValueLen)
+	case isName(key):
+		if err := ValidateName(value); err != nil {
+			return fmt.Errorf("metadata %q %w", key, err)
+		}
+	}
+	return nil
 }
 
 // isDecimal accepts digits with at most one point between them. Signs,

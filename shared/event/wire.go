@@ -32,6 +32,37 @@ const (
 	wireValue = 2
 )
 
+// Field is one field of an encoded message.
+type Field struct {
+	Number protowire.Number
+	Type   protowire.Type
+	// Value is the content of text, bytes or a message, and the encoding of
+	// anything else.
+	Value []byte
+}
+
+// CutField cuts the first field off an encoded message.
+// It is not ok where proto.Unmarshal would fail at this field: protowire alone
+// takes numbers that are too great for a field.
+func CutField(wire []byte) (f Field, rest []byte, ok bool) {
+	number, kind, n := protowire.ConsumeTag(wire)
+	if n < 0 || number > protowire.MaxValidNumber {
+		return Field{}, nil, false
+	}
+	wire = wire[n:]
+	if kind == protowire.BytesType {
+		value, n := protowire.ConsumeBytes(wire)
+		if n < 0 {
+			return Field{}, nil, false
+		}
+		return Field{number, kind, value}, wire[n:], true
+	}
+	if n = protowire.ConsumeFieldValue(number, kind, wire); n < 0 {
+		return Field{}, nil, false
+	}
+	return Field{number, kind, wire[:n]}, wire[n:], true
+}
+
 // WireSize is the size of an event in protobuf encoding, bytes: what proto.Size
 // says, without an allocation for each entry of the metadata.
 func WireSize(e *eventv1.Event) int {

@@ -1,12 +1,14 @@
 package server
 
 import (
-	"fmt"
+	"errors"
 
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/yairfalse/tapio/shared/event"
 )
 
 // encodedRequest is an IngestRequest whose events are still bytes: they are
@@ -34,26 +36,15 @@ const eventsField = 1
 // read cuts the request into its events, which keep the memory of data.
 func (r *encodedRequest) read(data []byte) error {
 	for len(data) > 0 {
-		number, kind, n := protowire.ConsumeTag(data)
-		if n < 0 {
-			return fmt.Errorf("read an IngestRequest: %w", protowire.ParseError(n))
+		field, rest, ok := event.CutField(data)
+		if !ok {
+			return errors.New("read an IngestRequest: it is no protobuf")
 		}
-		data = data[n:]
-		if number == eventsField && kind == protowire.BytesType {
-			event, n := protowire.ConsumeBytes(data)
-			if n < 0 {
-				return fmt.Errorf("read an IngestRequest: %w", protowire.ParseError(n))
-			}
-			r.events = append(r.events, event)
-			data = data[n:]
-			continue
+		// Any other is a field of a later version of the contract.
+		if field.Number == eventsField && field.Type == protowire.BytesType {
+			r.events = append(r.events, field.Value)
 		}
-		// A field of a later version of the contract.
-		n = protowire.ConsumeFieldValue(number, kind, data)
-		if n < 0 {
-			return fmt.Errorf("read an IngestRequest: %w", protowire.ParseError(n))
-		}
-		data = data[n:]
+		data = rest
 	}
 	return nil
 }

@@ -16,14 +16,8 @@ const maxAck = 256 << 10
 // maxMessage is the most that is kept of why an event is refused, bytes.
 const maxMessage = 400
 
-// Numbers of the fields of Ack and AckError.
-const (
-	ackEventIDs  = 1
-	ackErrors    = 2
-	errorEventID = 1
-	errorCode    = 2
-	errorMessage = 3
-)
+// ackEventIDs is the number of the field of Ack.
+const ackEventIDs = 1
 
 // answer collects the Acks for one batch, encoded as it grows: ids are bytes
 // already, and most batches have nothing else.
@@ -52,32 +46,16 @@ func (a *answer) stored(id []byte) {
 
 // refused adds an event that is not in the log and will not be.
 func (a *answer) refused(id string, r *refusal) {
-	message := strings.ToValidUTF8(r.message[:min(len(r.message), maxMessage)], "\uFFFD")
-	length := sizeText(errorEventID, id) + sizeText(errorCode, r.code) + sizeText(errorMessage, message)
-	last := a.room(length + binaryOverhead)
-	b := protowire.AppendTag(*last, ackErrors, protowire.BytesType)
-	b = protowire.AppendVarint(b, uint64(length))
-	b = appendText(b, errorEventID, id)
-	b = appendText(b, errorCode, r.code)
-	*last = appendText(b, errorMessage, message)
+	part := &polkuv1.Ack{Errors: []*polkuv1.AckError{{
+		EventId: id, Code: r.code,
+		Message: strings.ToValidUTF8(r.message[:min(len(r.message), maxMessage)], "\uFFFD"),
+	}}}
+	last := a.room(proto.Size(part))
+	*last, _ = last.with(part) // which fails at text that is not UTF-8 alone
 }
 
-func sizeText(number protowire.Number, text string) int {
-	if text == "" {
-		return 0
-	}
-	return protowire.SizeTag(number) + protowire.SizeBytes(len(text))
-}
-
-func appendText(b []byte, number protowire.Number, text string) []byte {
-	if text == "" {
-		return b
-	}
-	return protowire.AppendString(protowire.AppendTag(b, number, protowire.BytesType), text)
-}
-
-// finish adds the state of the gateway to an Ack. Encodings of parts of a
-// message, one after the other, are the encoding of the whole.
-func (a encodedAck) finish(state *polkuv1.Ack) (encodedAck, error) {
-	return proto.MarshalOptions{}.MarshalAppend(a, state)
+// with adds a part to an Ack. Encodings of parts of a message, one after the
+// other, are the encoding of the whole.
+func (a encodedAck) with(part *polkuv1.Ack) (encodedAck, error) {
+	return proto.MarshalOptions{}.MarshalAppend(a, part)
 }

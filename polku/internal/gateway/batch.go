@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"unicode"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -45,8 +44,11 @@ const (
 type batch struct {
 	source, cluster []byte
 	items           []item
-	// whole is the encoding to store when every item is; nil if there is none.
+	made            int // bytes of the items that are no parts of the received ones
+	// whole is the encoding to store when every item is, of which there are
+	// total; nil if there is none.
 	whole []byte
+	total int
 }
 
 // item is one event of a batch.
@@ -77,22 +79,20 @@ func invalid(format string, args ...any) *refusal {
 
 var errNoBatch = invalid("the message is no polku.v1.IngestBatch in protobuf encoding")
 
-// readBatch splits a batch into its events. items is memory to use for them.
+// readBatch splits a batch into its events. items is memory to use for them. A
+// batch that is refused has those that could be read, so that each is refused by
+// its name: a source waits for an answer about everything that it sent.
 func readBatch(wire []byte, items []item) (batch, *refusal) {
 	b := batch{items: items[:0]}
 	var payload []byte
 	var kind protowire.Number
+	text := true // of each occurrence: a decoder looks at all
 	err := eachField(wire, func(number protowire.Number, value []byte) *refusal {
 		switch number {
-		case batchSource, batchCluster: // each occurrence: a decoder looks at all
-			if !utf8.Valid(value) {
-				return invalid("source or cluster of the batch is not UTF-8: replace the bytes that are not")
-			}
-			if number == batchSource {
-				b.source = value
-			} else {
-				b.cluster = value
-			}
+		case batchSource:
+			b.source, text = value, text && utf8.Valid(value)
+		case batchCluster:
+			b.cluster, text = value, text && utf8.Valid(value)
 		case batchRaw, batchEvents:
 			if kind != 0 {
 				return invalid("the batch has two payloads: send one")
@@ -104,9 +104,6 @@ func readBatch(wire []byte, items []item) (batch, *refusal) {
 	if err != nil {
 		return b, err
 	}
-	if err := checkOrigin(b.source, b.cluster); err != nil {
-		return b, err
-	}
 	switch kind {
 	case batchEvents:
 		b.whole = wire
@@ -116,18 +113,25 @@ func readBatch(wire []byte, items []item) (batch, *refusal) {
 	default:
 		err = invalid("the batch has no payload: set raw or events")
 	}
-	return b, err
+	b.total = len(b.items)
+	switch {
+	case err != nil:
+		return b, err
+	case !text:
+		return b, invalid("source or cluster of the batch is not UTF-8: replace the bytes that are not")
+	}
+	return b, b.checkOrigin()
 }
 
 // checkOrigin checks what a batch says of all its events.
-func checkOrigin(source, cluster []byte) *refusal {
-	switch {
-	case bytes.ContainsFunc(source, unicode.IsControl) || bytes.ContainsFunc(cluster, unicode.IsControl):
-		return invalid("source %.80q or cluster %.80q of the batch has control characters: leave them out", source, cluster)
-	case len(source) > event.MaxSourceLen:
-		return invalid("source has %d bytes: use at most %d", len(source), event.MaxSourceLen)
-	case len(cluster) > event.MaxNameLen:
-		return invalid("cluster has %d bytes: use at most %d", len(cluster), event.MaxNameLen)
+func (b *batch) checkOrigin() *refusal {
+	if len(b.source) > 0 { // else each event names its own
+		if err := event.ValidateSource(b.source); err != nil {
+			return invalid("batch: %v", err)
+		}
+	}
+	if err := event.ValidateName(b.cluster); err != nil {
+		return invalid("batch: cluster %v", err)
 	}
 	return nil
 }
@@ -148,6 +152,12 @@ func (b *batch) add(i item) *refusal {
 	}
 	b.items = append(b.items, i)
 	return nil
+}
+
+// addMade adds an item with memory of its own.
+func (b *batch) addMade(i item) *refusal {
+	b.made += len(i.wire)
+	return b.add(i)
 }
 
 // decode reads a RawPayload.
@@ -196,7 +206,7 @@ func (b *batch) decodeJSON(data []byte) *refusal {
 		if err != nil {
 			return notJSON(err, decoder.InputOffset())
 		}
-		if err := b.add(itemOfJSON(object)); err != nil {
+		if err := b.addMade(itemOfJSON(object)); err != nil {
 			return err
 		}
 	}
@@ -237,26 +247,16 @@ func itemOf(e *eventv1.Event) item {
 // message. Others are passed over.
 func eachField(wire []byte, visit func(number protowire.Number, value []byte) *refusal) *refusal {
 	for len(wire) > 0 {
-		number, kind, n := protowire.ConsumeTag(wire)
-		if n < 0 {
+		f, rest, ok := event.CutField(wire)
+		if !ok {
 			return errNoBatch
 		}
-		wire = wire[n:]
-		if kind != protowire.BytesType {
-			if n = protowire.ConsumeFieldValue(number, kind, wire); n < 0 {
-				return errNoBatch
+		if f.Type == protowire.BytesType {
+			if err := visit(f.Number, f.Value); err != nil {
+				return err
 			}
-			wire = wire[n:]
-			continue
 		}
-		value, n := protowire.ConsumeBytes(wire)
-		if n < 0 {
-			return errNoBatch
-		}
-		if err := visit(number, value); err != nil {
-			return err
-		}
-		wire = wire[n:]
+		wire = rest
 	}
 	return nil
 }
@@ -264,7 +264,7 @@ func eachField(wire []byte, visit func(number protowire.Number, value []byte) *r
 // bodies encodes events as batches to store, each of at most size bytes if its
 // events allow that. done is called with each body and the number of its events.
 func (b *batch) bodies(events [][]byte, size int, done func(body []byte, events int) error) error {
-	if b.whole != nil && len(events) == len(b.items) && len(b.whole) <= size {
+	if b.whole != nil && len(events) == b.total && len(b.whole) <= size {
 		return done(b.whole, len(events))
 	}
 	for len(events) > 0 {

@@ -1,8 +1,10 @@
 package gateway
 
 import (
+	"bytes"
 	"testing"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
@@ -45,6 +47,10 @@ func FuzzReadBatch(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(append([]byte("\n\x01\xff\n\x01s"), good...), uint16(1000)) // a source, and one before it that is no text
+	// A number that no field can have: in the batch, and in its payload.
+	tooGreat := protowire.AppendVarint(protowire.AppendVarint(nil, (uint64(protowire.MaxValidNumber)+1)<<3), 1)
+	f.Add(append(bytes.Clone(good), tooGreat...), uint16(1000))
+	f.Add(protowire.AppendBytes(protowire.AppendTag([]byte("\n\x01s"), batchEvents, protowire.BytesType), append(payload, tooGreat...)), uint16(1000))
 	f.Fuzz(func(t *testing.T, wire []byte, size uint16) {
 		b, refused := readBatch(wire, nil)
 		if refused != nil {

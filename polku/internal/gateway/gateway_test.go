@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 	goproto "google.golang.org/protobuf/proto"
 
 	"github.com/yairfalse/tapio/polku/internal/gateway"
@@ -274,7 +275,12 @@ func TestABadBatchSpoilsNoOther(t *testing.T) {
 		{"two payloads", append(bytes.Clone(junk), junk...), "invalid", "two payloads", []string{""}},
 		{"no payload", &polkuv1.IngestBatch{Source: "acme"}, "invalid", "no payload", []string{""}},
 		{"too many events", batchOf(tooMany...), "too_large", "more than 16384 events", []string{""}},
-		{"long source", &polkuv1.IngestBatch{Source: strings.Repeat("x", 129), Payload: batchOf(good("s", 1)...).GetPayload()}, "invalid", "source has 129 bytes", []string{""}},
+		{"long source", &polkuv1.IngestBatch{Source: strings.Repeat("x", 129), Payload: batchOf(good("s", 1)...).GetPayload()}, "invalid", "source has 129 bytes", []string{"s-0"}},
+		{"long cluster", &polkuv1.IngestBatch{Cluster: strings.Repeat("x", 257), Payload: batchOf(good("c", 2)...).GetPayload()}, "invalid", "cluster is", []string{"c-0", "c-1"}},
+		{"a source of two lines", &polkuv1.IngestBatch{Source: "a\nb", Payload: batchOf(good("l", 1)...).GetPayload()}, "invalid", "no control characters", []string{"l-0"}},
+		{"a source that is no UTF-8", raw(bytes.Replace(junk, []byte("acme"), []byte("acm\xff"), 1)), "invalid", "not UTF-8", []string{"junk-0", "junk-1"}},
+		{"a bad source and a bad event", &polkuv1.IngestBatch{Source: "a\nb", Payload: batchOf(append(good("n", 1), &eventv1.Event{Id: "1970"})...).GetPayload()}, "invalid", "no control characters", []string{"n-0", "1970"}},
+		{"a bad source of JSON", &polkuv1.IngestBatch{Source: "a\nb", Payload: rawBatch("json", `{"id":"j"}`).GetPayload()}, "invalid", "no control characters", []string{"j"}},
 		{"no source anywhere", noSource, "invalid", "source is empty", []string{"nosource-0", "nosource-1"}},
 		{"unknown format", rawBatch("xml", "<event/>"), "unknown_format", `"xml" is unknown: use json or protobuf`, []string{""}},
 		{"no JSON", rawBatch("json", "{"), "invalid", "not JSON", []string{""}},
@@ -297,6 +303,38 @@ func TestABadBatchSpoilsNoOther(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An ack is for what every route can read: decoders refuse a field number that is
+// too great, though its encoding is sound.
+func TestWhatNoRouteCanReadIsRefused(t *testing.T) {
+	h := open(t, t.TempDir())
+	tooGreat := protowire.AppendVarint(protowire.AppendVarint(nil, (uint64(protowire.MaxValidNumber)+1)<<3), 1)
+	// batch encodes events, with something behind the last of them, behind all of
+	// them, and behind the batch.
+	batch := func(events []*eventv1.Event, inEvent, inPayload, inBatch []byte) raw {
+		var payload []byte
+		for i, e := range events {
+			wire, err := goproto.Marshal(e)
+			require.NoError(t, err)
+			if i == len(events)-1 {
+				wire = append(wire, inEvent...)
+			}
+			payload = protowire.AppendBytes(protowire.AppendTag(payload, 1, protowire.BytesType), wire)
+		}
+		b := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), "acme")
+		b = protowire.AppendBytes(protowire.AppendTag(b, 4, protowire.BytesType), append(payload, inPayload...))
+		return append(b, inBatch...)
+	}
+	ack := h.exchange(t, batch(good("a", 3), tooGreat, nil, nil))
+	require.Equal(t, []string{"a-0", "a-1"}, ack.GetEventIds())
+	require.Len(t, ack.GetErrors(), 1)
+	for _, b := range []raw{batch(good("b", 3), nil, tooGreat, nil), batch(good("c", 3), nil, nil, tooGreat)} {
+		ack = h.exchange(t, b)
+		require.Empty(t, ack.GetEventIds())
+		require.NotEmpty(t, ack.GetErrors())
+	}
+	require.Equal(t, []string{"a-0", "a-1"}, idsOf(h.stored(t)))
 }
 
 func TestABatchWithoutEventsIsNotAnswered(t *testing.T) {
@@ -387,6 +425,14 @@ func TestSendEvent(t *testing.T) {
 	require.Equal(t, []string{"raw-0"}, ack.GetEventIds())
 	require.Equal(t, []string{"single-0", "raw-0"}, idsOf(h.stored(t)))
 
+	for _, in := range []*polkuv1.IngestEvent{{Source: "a\nb"}, {Source: strings.Repeat("x", 129)}, {Source: "acme", Cluster: "a\nb"}} {
+		in.Payload = &polkuv1.IngestEvent_Event{Event: single}
+		ack, err = h.client.SendEvent(t.Context(), in)
+		require.NoError(t, err)
+		require.Empty(t, ack.GetEventIds())
+		require.Len(t, ack.GetErrors(), 1)
+		require.Equal(t, single.GetId(), ack.GetErrors()[0].GetEventId())
+	}
 	for name, in := range map[string]*polkuv1.IngestEvent{
 		"invalid":        {Payload: &polkuv1.IngestEvent_Event{Event: single}},
 		"unknown_format": {Source: "acme", Format: "xml", Payload: &polkuv1.IngestEvent_Raw{}},

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"hash/maphash"
+	"maps"
 	"sync"
 )
 
@@ -10,33 +11,42 @@ import (
 // having seen the acknowledgment.
 const rememberIDs = 200_000
 
+// leastPeak is how many ids on their way take memory that is worth giving back:
+// more than what is in flight when nothing waits.
+const leastPeak = 2 * inFlight / eventWeight
+
 // idKey stands for an event id. Two ids share one by accident once in 2^128
 // pairs, and nobody can make them on purpose: the seeds are secret.
 type idKey [2]uint64
 
 // recentIDs remembers the ids of the newest events in the log, at least as many
 // as one generation holds and at most twice as many, and those of the events on
-// their way there.
+// their way there: these are forgotten by nothing but their landing, however many
+// others come and go by then.
 type recentIDs struct {
 	seeds [2]maphash.Seed
 	most  int
 
 	mu         sync.Mutex
-	young, old map[idKey]flight
-	flying     map[flight]chan struct{} // closed at the end of the flight
-	last       flight
+	young, old map[idKey]struct{} // in the log
+	flying     map[idKey]*flight
+	peak       int // of the length of flying since it was made
+	life       int // of the log: how often all was forgotten
 }
 
-// flight is a number for what is reserved at once. No flight has 0.
-type flight uint64
+// flight is what was reserved at once.
+type flight struct {
+	landed chan struct{} // closed when its ids are in the log, or are free
+	life   int
+}
 
 func newRecentIDs(most int) *recentIDs {
 	return &recentIDs{
 		seeds:  [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
 		most:   most,
-		young:  make(map[idKey]flight),
-		old:    make(map[idKey]flight),
-		flying: make(map[flight]chan struct{}),
+		young:  make(map[idKey]struct{}),
+		old:    make(map[idKey]struct{}),
+		flying: make(map[idKey]*flight),
 	}
 }
 
@@ -48,42 +58,55 @@ func (r *recentIDs) key(id []byte) idKey {
 // with the index of each of the others: it is in the log, or is there twice.
 // When one of the ids is on another flight, nothing is reserved, and the caller
 // should come again after that: by then the id is in the log, or free.
-func (r *recentIDs) reserve(keys []idKey, known func(i int)) (f flight, after <-chan struct{}) {
+func (r *recentIDs) reserve(keys []idKey, known func(i int)) (f *flight, after <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.last++
+	f = &flight{landed: make(chan struct{}), life: r.life}
 	var doubles []int
 	for i, k := range keys {
-		other, found := r.young[k]
-		if !found {
-			other, found = r.old[k]
+		other := r.flying[k]
+		switch {
+		case other == f || other == nil && r.stored(k):
+			doubles = append(doubles, i)
+		case other == nil:
+			r.flying[k] = f
+		default:
+			for _, k := range keys[:i] {
+				if r.flying[k] == f {
+					delete(r.flying, k)
+				}
+			}
+			return nil, other.landed
 		}
-		if !found {
-			r.remember(k, r.last)
-			continue
-		}
-		if end := r.flying[other]; end != nil {
-			r.free(keys[:i], r.last)
-			return 0, end
-		}
-		doubles = append(doubles, i)
 	}
 	for _, i := range doubles {
 		known(i)
 	}
-	r.flying[r.last] = make(chan struct{})
-	return r.last, nil
+	r.peak = max(r.peak, len(r.flying))
+	return f, nil
 }
 
 // land ends a flight: its ids are in the log, or are free.
-func (r *recentIDs) land(f flight, keys []idKey, stored bool) {
+func (r *recentIDs) land(f *flight, keys []idKey, stored bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !stored {
-		r.free(keys, f)
+	for _, k := range keys {
+		delete(r.flying, k)
+		if stored && f.life == r.life { // else the log may have been lost with it
+			r.remember(k)
+		}
 	}
-	close(r.flying[f])
-	delete(r.flying, f)
+	close(f.landed)
+	r.shrink()
+}
+
+// shrink, stored and remember are for who holds mu. shrink gives back the memory of a peak: a map keeps what it once needed.
+func (r *recentIDs) shrink() {
+	if n := len(r.flying); r.peak > leastPeak && n < r.peak/2 {
+		smaller := make(map[idKey]*flight, n)
+		maps.Copy(smaller, r.flying)
+		r.flying, r.peak = smaller, n
+	}
 }
 
 // add remembers ids of events that are on disk.
@@ -91,33 +114,31 @@ func (r *recentIDs) add(keys []idKey) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, k := range keys {
-		r.remember(k, 0)
+		r.remember(k)
 	}
 }
 
-// remember and free are for who holds mu.
-func (r *recentIDs) remember(k idKey, f flight) {
+func (r *recentIDs) stored(k idKey) bool {
+	_, found := r.young[k]
+	if !found {
+		_, found = r.old[k]
+	}
+	return found
+}
+
+func (r *recentIDs) remember(k idKey) {
 	if len(r.young) >= r.most {
 		r.young, r.old = r.old, r.young
 		clear(r.young)
 	}
-	r.young[k] = f
+	r.young[k] = struct{}{}
 }
 
-func (r *recentIDs) free(keys []idKey, f flight) {
-	for _, k := range keys {
-		for _, generation := range []map[idKey]flight{r.young, r.old} {
-			if other, found := generation[k]; found && other == f {
-				delete(generation, k)
-			}
-		}
-	}
-}
-
-// forget forgets all.
+// forget forgets what is in the log.
 func (r *recentIDs) forget() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.life++
 	clear(r.young)
 	clear(r.old)
 }

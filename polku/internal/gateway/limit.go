@@ -26,14 +26,14 @@ func newLimiter(perSecond float64) *limiter {
 	return &limiter{limit: rate.Limit(perSecond), burst: int(max(perSecond, 1)), sources: make(map[string]*rate.Limiter)}
 }
 
-// wait returns when a source may have sent n more events, at once for most. It
-// calls late first when the source has to wait.
-func (l *limiter) wait(ctx context.Context, source []byte, n int, late func()) error {
+// allow reports whether a source may send n more events now, and counts them then.
+func (l *limiter) allow(source []byte, n int) bool {
+	return l.of(source).AllowN(time.Now(), n)
+}
+
+// wait returns when a source may have sent n more events.
+func (l *limiter) wait(ctx context.Context, source []byte, n int) error {
 	limit := l.of(source)
-	if limit.AllowN(time.Now(), n) {
-		return nil
-	}
-	late()
 	for n > 0 {
 		some := min(n, l.burst)
 		if err := limit.WaitN(ctx, some); err != nil {

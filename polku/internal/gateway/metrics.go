@@ -23,7 +23,7 @@ func (g *Gateway) register(registry prometheus.Registerer) error {
 			prometheus.Labels{"code": code}, v)
 	}
 	ended := func(reason string, v *atomic.Int64) prometheus.Collector {
-		return counter("polku_gateway_streams_ended_total", "Streams that the gateway ended: full, when too many sources waited for room; unread, when acknowledgments were not read.",
+		return counter("polku_gateway_streams_ended_total", "Streams that the gateway ended: full, when too many sources waited for room or sent more than they may; unread, when acknowledgments were not read.",
 			prometheus.Labels{"reason": reason}, v)
 	}
 	for _, collector := range []prometheus.Collector{
@@ -38,7 +38,9 @@ func (g *Gateway) register(registry prometheus.Registerer) error {
 		ended("unread", &c.slow),
 		gauge("polku_gateway_streams", "Streams that are open.", &c.streams),
 		gauge("polku_gateway_in_flight_events", "Events on their way into the log.", &c.flying),
-		gauge("polku_gateway_waiting_bytes", "Bytes that arrived and wait for their turn.", &c.waiting),
+		gauge("polku_gateway_waiting_bytes", "Memory of batches that wait for room on the way into the log.", &g.waiting.held),
+		gauge("polku_gateway_delayed_bytes", "Memory of batches that wait because their source sends more than --rate-limit, or what is on its way already.", &g.delayed.held),
+		gauge("polku_gateway_unread_bytes", "Acknowledgments that sources have not read yet.", &g.unread),
 	} {
 		if err := registry.Register(collector); err != nil {
 			return fmt.Errorf("register the metrics of the gateway: %w", err)

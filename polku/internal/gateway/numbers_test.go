@@ -20,8 +20,7 @@ func TestNumbersOfFields(t *testing.T) {
 		{&polkuv1.IngestBatch{}, map[protoreflect.Name]protowire.Number{"source": batchSource, "cluster": batchCluster, "raw": batchRaw, "events": batchEvents}},
 		{&polkuv1.RawPayload{}, map[protoreflect.Name]protowire.Number{"data": rawData, "format": rawFormat}},
 		{&polkuv1.EventPayload{}, map[protoreflect.Name]protowire.Number{"events": payloadEvents}},
-		{&polkuv1.Ack{}, map[protoreflect.Name]protowire.Number{"event_ids": ackEventIDs, "errors": ackErrors}},
-		{&polkuv1.AckError{}, map[protoreflect.Name]protowire.Number{"event_id": errorEventID, "code": errorCode, "message": errorMessage}},
+		{&polkuv1.Ack{}, map[protoreflect.Name]protowire.Number{"event_ids": ackEventIDs}},
 	} {
 		for name, number := range test.fields {
 			field := test.message.ProtoReflect().Descriptor().Fields().ByName(name)

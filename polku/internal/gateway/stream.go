@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -16,8 +16,15 @@ import (
 const (
 	// maxParcels is how many batches of one stream may be on their way.
 	maxParcels = 64
-	// maxAnswers is how many bytes of answers one stream may leave unread.
+	// maxAnswers is how many bytes of answers one stream may leave unread before
+	// no more is read of it.
 	maxAnswers = 256 << 10
+	// leastShare is the least that an answer counts, so that maxAnswers are for
+	// maxParcels at most.
+	leastShare = maxAnswers / maxParcels
+	// maxUnread is how many bytes of answers may be unread over all streams before
+	// only those are read that have none.
+	maxUnread = 32 << 20
 	// ackPatience is how long a source may leave its acknowledgments unread
 	// before its stream is ended: they take memory.
 	ackPatience = time.Minute
@@ -33,9 +40,49 @@ type session struct {
 	// each parcel in them has its share of answers.
 	parcels chan *parcel // on their way; closed by receive
 	settled chan *parcel // in the log or failed; closed by settle
-	answers *semaphore.Weighted
-	items   []item // memory for the next batch
+	unread  backlog
 }
+
+// backlog is the answers of one stream that its source has not read: for what is
+// on its way into the log, too. One goroutine waits and adds, one removes.
+type backlog struct {
+	own  atomic.Int64  // bytes
+	all  *atomic.Int64 // bytes, over all streams
+	less chan struct{} // holds something after own became less
+}
+
+// wait returns when the answer to one more batch, of whatever size, may be added.
+// It waits before there is a batch, so that one who waits holds none.
+func (b *backlog) wait(ctx context.Context) error {
+	for {
+		own := b.own.Load()
+		if own == 0 || own <= maxAnswers-leastShare && b.all.Load() <= maxUnread {
+			return nil
+		}
+		select {
+		case <-b.less:
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
+		}
+	}
+}
+
+func (b *backlog) add(p *parcel) {
+	b.own.Add(p.share())
+	b.all.Add(p.share())
+}
+
+func (b *backlog) remove(p *parcel) {
+	b.own.Add(-p.share())
+	b.all.Add(-p.share())
+	select {
+	case b.less <- struct{}{}:
+	default:
+	}
+}
+
+// share is what a parcel takes of a backlog.
+func (p *parcel) share() int64 { return int64(max(p.answer.size, leastShare)) }
 
 // StreamEvents takes batches until the source ends the stream, and acknowledges
 // them in their order. A batch that cannot be stored ends the stream: the source
@@ -54,7 +101,7 @@ func (g *Gateway) StreamEvents(stream polkuv1.Gateway_StreamEventsServer) error 
 		stream:  stream,
 		parcels: make(chan *parcel, maxParcels),
 		settled: make(chan *parcel, maxParcels),
-		answers: semaphore.NewWeighted(maxAnswers),
+		unread:  backlog{all: &g.unread, less: make(chan struct{}, 1)},
 	}
 	received := make(chan error, 1)
 	taking, stopTaking := context.WithCancel(ctx)
@@ -63,7 +110,12 @@ func (g *Gateway) StreamEvents(stream polkuv1.Gateway_StreamEventsServer) error 
 	go s.settle()
 	sent := make(chan error, 1)
 	quit := make(chan struct{})
-	go func() { sent <- s.send(quit, func() { cancel(errUnread) }) }()
+	go func() {
+		sent <- s.send(quit, func() { cancel(errUnread) })
+		for p := range s.settled { // nobody is there to read these
+			s.unread.remove(p)
+		}
+	}()
 
 	stopping := g.stopping
 	for {
@@ -99,6 +151,9 @@ var (
 func (s *session) receive(ctx context.Context) error {
 	defer close(s.parcels)
 	for {
+		if err := s.unread.wait(ctx); err != nil {
+			return err
+		}
 		// Behind those who hold a batch already and wait: what is not read takes
 		// no memory here, and its source no more credit.
 		if err := s.gateway.gate.Acquire(ctx, 1); err != nil {
@@ -118,33 +173,26 @@ func (s *session) receive(ctx context.Context) error {
 	}
 }
 
-// take sends one batch on its way when there is room for its answer.
+// take sends one batch on its way.
 func (s *session) take(ctx context.Context, f frame) error {
-	if ctx.Err() != nil {
-		f.Free()
-		return status.FromContextError(ctx.Err()).Err()
-	}
-	b, refused := readBatch(f.ReadOnlyData(), s.items)
-	s.items = b.items[:0]
-	p := s.gateway.check(b, refused, f.Len(), f.Free)
+	p := s.gateway.read(f)
 	if p == nil {
 		return nil
 	}
-	if err := s.gateway.enter(ctx, s.answers, p.share(), p.size); err != nil {
+	// First: send sees it, or this sees that the stream is to end.
+	s.unread.add(p)
+	err := status.FromContextError(ctx.Err()).Err()
+	if err != nil {
 		p.done()
-		return err
+	} else {
+		err = s.gateway.store(ctx, p)
 	}
-	if err := s.gateway.store(ctx, p); err != nil {
+	if err != nil {
+		s.unread.remove(p)
 		return err
 	}
 	s.parcels <- p
 	return nil
-}
-
-// share is what a parcel takes of a stream's answers: no less than lets
-// maxParcels in at once.
-func (p *parcel) share() int64 {
-	return min(max(int64(p.answer.size), maxAnswers/maxParcels), maxAnswers)
 }
 
 // settle waits for the log. What is on its way ends there, or does not, also
@@ -168,7 +216,7 @@ func (s *session) send(quit <-chan struct{}, unread func()) error {
 		select {
 		case p, more = <-s.settled:
 		case <-quit:
-			if s.answers.TryAcquire(maxAnswers) {
+			if s.unread.own.Load() == 0 {
 				return nil // nobody waits for an answer
 			}
 			p, more = <-s.settled
@@ -176,13 +224,14 @@ func (s *session) send(quit <-chan struct{}, unread func()) error {
 		if !more {
 			return nil
 		}
-		if p.failure != nil {
-			return p.failure
+		err := p.failure
+		if err == nil {
+			err = s.reply(p, patience)
 		}
-		if err := s.reply(p, patience); err != nil {
+		s.unread.remove(p)
+		if err != nil {
 			return err
 		}
-		s.answers.Release(p.share())
 	}
 }
 
@@ -191,7 +240,7 @@ func (s *session) reply(p *parcel, patience *time.Timer) error {
 	for i, ack := range p.answer.acks {
 		if i == len(p.answer.acks)-1 {
 			var err error
-			if ack, err = ack.finish(state); err != nil {
+			if ack, err = ack.with(state); err != nil {
 				return err
 			}
 		}

@@ -190,12 +190,16 @@ func (j *Journal) await(ctx context.Context, step func() error) error {
 	}
 }
 
+// noSuitablePeers is the answer of a cluster of which too few servers are there;
+// nats.go has no name for it.
+const noSuitablePeers = 10005
+
 // away reports whether an error means that servers cannot be reached or are not
 // ready, which passes by itself.
 func away(err error) bool {
 	var api *jetstream.APIError
 	if errors.As(err, &api) {
-		return api.Code == http.StatusServiceUnavailable
+		return api.Code == http.StatusServiceUnavailable || api.ErrorCode == noSuitablePeers
 	}
 	var network *net.OpError
 	return errors.As(err, &network) || slices.ContainsFunc([]error{
