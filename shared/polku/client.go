@@ -139,6 +139,13 @@ func New(config Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The gateway would refuse every event of such a source.
+	if err := event.ValidateSource(config.Source); err != nil {
+		return nil, fmt.Errorf("send to the gateway: %w", err)
+	}
+	if err := event.ValidateName(config.Cluster); err != nil {
+		return nil, fmt.Errorf("send to the gateway: the name of the cluster %w", err)
+	}
 	orDefault(&config.Queue.Events, DefaultQueueEvents)
 	orDefault(&config.Queue.Bytes, DefaultQueueBytes)
 	orDefault(&config.Batch.Events, DefaultBatchEvents)

@@ -537,9 +537,17 @@ func TestGapsAddUp(t *testing.T) {
 	require.EqualValues(t, missing, l.Lost())
 }
 
-func TestNewRefusesABadEndpoint(t *testing.T) {
-	_, err := New(Config{Endpoint: "ftp://gateway:1", Log: slog.New(slog.DiscardHandler)})
-	require.ErrorContains(t, err, "ftp://gateway:1")
+// What no gateway takes is an error at the start, not a refusal of each event.
+func TestNewRefusesABadConfiguration(t *testing.T) {
+	for want, config := range map[string]Config{
+		"ftp://gateway:1": {Endpoint: "ftp://gateway:1", Source: "s"},
+		"source is empty": {Endpoint: "gateway:1"},
+		"cluster is":      {Endpoint: "gateway:1", Source: "s", Cluster: strings.Repeat("c", event.MaxNameLen+1)},
+	} {
+		config.Log = slog.New(slog.DiscardHandler)
+		_, err := New(config)
+		require.ErrorContains(t, err, want)
+	}
 }
 
 func TestMutualTLS(t *testing.T) {
