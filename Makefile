@@ -1,8 +1,9 @@
 # `make` lists the targets. Everything that is built goes to bin/, everything
 # that is fetched to .cache/.
 
-MODULES  := ./proto/... ./bpf/... ./shared/... ./tapio/... ./polku/... ./ahti/... ./e2e/...
-BINARIES := tapio polku ahti
+MODULES  := ./proto/... ./bpf/... ./shared/... ./tapio/... ./polku/... ./ahti/... ./portti/... ./scraper/... ./e2e/...
+# What is built, by where its source is.
+COMMANDS := ./tapio/cmd/tapio ./portti/cmd/portti ./scraper/cmd/scheduler-scraper ./polku/cmd/polku ./ahti/cmd/ahti
 # What loads programs into a kernel is also tested on other kernels.
 ON_KERNELS := ./tapio/internal/agent ./tapio/internal/feed ./bpf ./bpf/cgroup
 PACKAGES := clang-16 llvm-16 libbpf-dev shellcheck cpio qemu-system-x86 debian-archive-keyring xz-utils zstd postgresql
@@ -40,8 +41,8 @@ generate: $(TOOLS) ## make the code that is generated from protobuf, BPF and the
 	cd shared && go generate ./...
 
 build: ## build the binaries and print their sizes
-	CGO_ENABLED=0 go build -p 2 -buildvcs=auto -trimpath -ldflags '-s -w' -o bin/ $(foreach b,$(BINARIES),./$b/cmd/$b)
-	@stat -c '%n: %s bytes' $(addprefix bin/,$(BINARIES))
+	CGO_ENABLED=0 go build -p 2 -buildvcs=auto -trimpath -ldflags '-s -w' -o bin/ $(COMMANDS)
+	@stat -c '%n: %s bytes' $(addprefix bin/,$(notdir $(COMMANDS)))
 
 run: build ## run the agent on this machine: anomalies, one a line (FLAGS="--output json")
 	$(SUDO) bin/tapio $(FLAGS)
@@ -87,7 +88,7 @@ bench: build bin/tools/otelcol ## measure: the cost of a program run, of a recor
 	bin/bench -dir .cache
 
 fuzz: ## try every decoder and parser with odd input for FUZZTIME (10s) each
-	@set -e; for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' proto bpf shared tapio polku ahti | xargs -n1 dirname | sort -u); do \
+	@set -e; for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' proto bpf shared tapio polku ahti portti scraper | xargs -n1 dirname | sort -u); do \
 		for target in $$(grep -ho '^func Fuzz[A-Za-z0-9]*' $$dir/*_test.go | cut -c6-); do \
 			echo "$$dir $$target"; \
 			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(or $(FUZZTIME),10s) -fuzzminimizetime 20x -parallel 2 ./$$dir; \
