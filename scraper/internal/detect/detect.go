@@ -36,6 +36,7 @@ type Detector struct {
 	unavailable   alarm
 	cause         Cause // of the last look that found nobody
 	unschedulable alarm
+	refusals      Refusals
 	errors        alarm
 	errorHistory  history
 	preemption    preemption
@@ -167,25 +168,40 @@ func restart(now time.Time, within time.Duration) Finding {
 // gates is the plugin that holds pods back because their owner asked for it.
 const gates = "SchedulingGates"
 
-// Unschedulable returns how many pods were refused by all nodes, at least, and how
-// many of them each plugin refused.
-func Unschedulable(p *exposition.Page) (pods float64, plugins map[string]float64) {
+// Refusals tells which pods find no node. The scheduler's count by plugin also
+// holds pods that were deleted while they waited, until it restarts; what shows
+// to be too much is remembered and taken off.
+type Refusals struct {
+	stale map[string]float64 // by plugin
+}
+
+// Count returns how many pods were refused by all nodes, at least, and how many of
+// them each plugin refused.
+func (r *Refusals) Count(p *exposition.Page) (pods float64, plugins map[string]float64) {
+	queued := p.SumBy(exposition.PendingPods, "queue")
+	refused := p.SumBy(exposition.UnschedulablePods, "plugin")
+	delete(refused, gates)
+	all := queued["unschedulable"] + queued["backoff"] + queued["active"]
+	stale, most := map[string]float64{}, 0.0
+	for plugin, n := range refused {
+		// A plugin cannot refuse more pods than there are.
+		stale[plugin] = max(min(r.stale[plugin], n), n-all)
+		most = max(most, n-stale[plugin])
+	}
+	r.stale = stale
+	// Refused pods may be held back for a moment before they are tried again.
+	pods = max(queued["unschedulable"], min(most, queued["unschedulable"]+queued["backoff"]))
 	plugins = map[string]float64{}
-	most := 0.0
-	for plugin, n := range p.SumBy(exposition.UnschedulablePods, "plugin") {
-		if n > 0 && plugin != gates {
+	for plugin, n := range refused {
+		if n = min(n-stale[plugin], pods); n > 0 {
 			plugins[plugin] = n
-			most = max(most, n)
 		}
 	}
-	queued := p.SumBy(exposition.PendingPods, "queue")
-	// Refused pods that are about to be tried again are in another queue.
-	all := queued["unschedulable"] + queued["backoff"] + queued["active"]
-	return max(queued["unschedulable"], min(most, all)), plugins
+	return pods, plugins
 }
 
 func (d *Detector) unschedulablePods(s interval.Scrape) []Finding {
-	pods, plugins := Unschedulable(s.Page)
+	pods, plugins := d.refusals.Count(s.Page)
 	phase := d.unschedulable.look(s.At, pods > 0)
 	if phase == "" {
 		return nil

@@ -102,7 +102,7 @@ func New(source string, s interval.Scrape) Report {
 		r.Started = &at
 	}
 	var waiting float64
-	waiting, r.Unschedulable = detect.Unschedulable(p)
+	waiting, r.Unschedulable = new(detect.Refusals).Count(p)
 	r.judge(waiting)
 	return r
 }
@@ -248,7 +248,7 @@ func (r Report) writeFigures(b *strings.Builder) {
 		if len(part.points) == 0 {
 			continue
 		}
-		fmt.Fprintf(t, "\t\t\t\t\n%s\tcount\ttotal\tmean\tp99\t\n", part.name)
+		fmt.Fprintf(t, "\n%s\tcount\ttotal\tmean\tp99\t\n", part.name)
 		for _, p := range part.points {
 			fmt.Fprintf(t, "%s\t%g\t%s\t%s\t%s\t\n", humanoutput.Clean(p.Name), p.Count, text(p.Seconds), text(p.Mean), text(p.P99))
 		}

@@ -71,7 +71,7 @@ func (s *scheduler) scrape(ctx context.Context) {
 
 // explain says what is wrong and what to do.
 func (s *scheduler) explain() error {
-	return fmt.Errorf("%w: %s", s.err, s.class.Advice())
+	return fmt.Errorf("%w; %s", s.err, s.class.Advice())
 }
 
 // verdict says who schedules.
