@@ -140,9 +140,7 @@ func (s *Store) prepare(cluster string) error {
 			return err
 		}
 		if fresh {
-			key := make([]byte, DigestKeyBytes)
-			_, _ = rand.Read(key) // never fails
-			if err := errors.Join(meta.Put(keyFormat, []byte(format)), meta.Put(keyDigest, key)); err != nil {
+			if err := errors.Join(meta.Put(keyFormat, []byte(format)), meta.Put(keyDigest, NewDigestKey())); err != nil {
 				return err
 			}
 		}
@@ -173,6 +171,13 @@ func walk(b *bolt.Bucket) error {
 		}
 		return nil
 	})
+}
+
+// NewDigestKey makes a key of the digests of secrets.
+func NewDigestKey() []byte {
+	key := make([]byte, DigestKeyBytes)
+	_, _ = rand.Read(key) // never fails
+	return key
 }
 
 // DigestKey is the key of the digests of secrets, random and never sent.

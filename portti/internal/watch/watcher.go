@@ -69,6 +69,7 @@ type Watcher struct {
 	// resumed is set while it is open whether the server still has what at means.
 	resumed bool
 	expired *expiredError // why a list must come before the next watch
+	tried   chan struct{} // closed when it was listed, or could not be
 
 	mu     sync.Mutex
 	listed bool
@@ -79,7 +80,7 @@ type Watcher struct {
 func New(c Config, kind change.Kind, known Known) *Watcher {
 	w := &Watcher{
 		Config: c, kind: kind, client: c.Client.Resource(kind.Resource), objects: known.Objects, at: known.ResourceVersion,
-		resumed: true,
+		resumed: true, tried: make(chan struct{}),
 	}
 	w.Log = c.Log.With("kind", kind.Word)
 	if w.objects == nil {
@@ -112,8 +113,20 @@ func (w *Watcher) works(listed bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.down = nil
+	if !w.listed && listed {
+		w.tryDone()
+	}
 	w.listed = w.listed || listed
 	w.Metrics.up.WithLabelValues(w.kind.Word).Set(1)
+}
+
+// tryDone lets those go on who wait for this kind. The caller holds the lock.
+func (w *Watcher) tryDone() {
+	select {
+	case <-w.tried:
+	default:
+		close(w.tried)
+	}
 }
 
 // fails notes why the kind is not followed and reports whether that is news.
@@ -122,6 +135,7 @@ func (w *Watcher) fails(err error) bool {
 	defer w.mu.Unlock()
 	news := w.down == nil || w.down.Error() != err.Error()
 	w.down = err
+	w.tryDone()
 	w.Metrics.up.WithLabelValues(w.kind.Word).Set(0)
 	return news
 }
