@@ -17,7 +17,9 @@ import (
 func RunAll(ctx context.Context, watchers []*Watcher) {
 	var running sync.WaitGroup
 	var owners []*Watcher
+	asking := make(chan struct{}, askAtOnce)
 	for _, w := range watchers {
+		w.asking = asking
 		before := owners
 		if between(w.kind.Kind) {
 			owners = append(owners, w)

@@ -18,15 +18,15 @@ import (
 )
 
 const (
-	// askAtOnce bounds the requests that one kind has under way while it asks for
-	// history.
+	// askAtOnce bounds the requests for history that all kinds have under way: the
+	// API server has others to serve.
 	askAtOnce = 8
 	// mostAsked bounds the requests for the history of one gap. At the 500 or more
 	// a second that an API server answers it is a minute's work.
 	mostAsked = 30_000
-	// mostCounted bounds the revisions of one gap at which objects are counted.
-	// A cluster with 50 writes a second makes so many in 80 seconds, and between
-	// two bookmarks there are 60.
+	// mostCounted bounds the revisions of a gap at which objects are counted: of a
+	// longer one they are not. A cluster with 50 writes a second makes so many in 80
+	// seconds, and between two bookmarks there are 60.
 	mostCounted = 4096
 )
 
@@ -56,6 +56,12 @@ func (h *history) list(ctx context.Context, namespace string, at uint64, o metav
 	h.mu.Unlock()
 	if !known || h.asked.Add(1) > mostAsked {
 		return nil, errNoHistory
+	}
+	select {
+	case h.w.asking <- struct{}{}:
+		defer func() { <-h.w.asking }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -250,10 +256,10 @@ func (h *history) vanished(ctx context.Context, s span, origin change.Origin) ([
 // objects does not grow from one revision to the next, none was created. It skips
 // the revisions of creations that are known. whole is false when it cannot tell.
 func (h *history) passing(ctx context.Context, from, to uint64, created map[uint64]bool) (spans []span, whole bool, err error) {
-	whole = true
 	if to-from > mostCounted {
-		from, whole = to-mostCounted, false
+		return nil, false, nil
 	}
+	whole = true
 	counts := make([]int64, to-from+1)
 	group, counting := errgroup.WithContext(ctx)
 	group.SetLimit(askAtOnce)

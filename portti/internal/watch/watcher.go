@@ -70,6 +70,7 @@ type Watcher struct {
 	resumed bool
 	expired *expiredError // why a list must come before the next watch
 	tried   chan struct{} // closed when it was listed, or could not be
+	asking  chan struct{} // holds a token for each request for history; of all kinds
 
 	mu     sync.Mutex
 	listed bool
