@@ -173,7 +173,7 @@ var yesOrNo = []string{"false", "true"}
 var keys = []Key{
 	{Name: ContainerID, Description: "Full id of the container, without a runtime prefix."},
 	{Name: ErrorType, Description: "Errno by name, such as `ECONNREFUSED`, `ETIMEDOUT`, `EHOSTUNREACH`, `ENETUNREACH` or `ECONNRESET`; `timeout` when the application gave up first. Of `scheduler.unavailable` the class of what failed: `connection_refused`, `timeout`, `unreachable`, `tls`, `unauthorized`, `forbidden`, `redirect`, `http_status`, `too_large`, `not_metrics`, `token`, `no_leader`, or `restarted`."},
-	{Name: HostName, Description: "Name that the node's kernel reports."},
+	{Name: HostName, Description: "Name of the node: the one in the Kubernetes API where that is known, else the one that its kernel reports."},
 	{Name: K8sClusterName, Description: "Name of the cluster."},
 	{Name: K8sContainerName, Description: "Name of the container in the pod's specification."},
 	{Name: K8sCronJobName, Description: "Name of the CronJob that made the pod's Job."},
