@@ -110,7 +110,7 @@ func (c *Context) Stop() {
 	c.ended = true
 	for key := range c.held {
 		for _, h := range c.held[key] {
-			c.finish(h.event, c.describe(h.event).or(causeStopping))
+			_ = c.finish(h.event, c.describe(h.event).or(causeStopping)) // it has counted a loss
 		}
 		delete(c.held, key)
 	}
@@ -151,7 +151,7 @@ func whose(e *eventv1.Event) string {
 // pop sends the first of a line. It needs mu.
 func (c *Context) pop(key string, why cause) {
 	line := c.held[key]
-	c.finish(line[0].event, c.describe(line[0].event).or(why)) //nolint:errcheck // finish has counted it
+	_ = c.finish(line[0].event, c.describe(line[0].event).or(why)) // it has counted a loss
 	c.waiting--
 	if len(line) == 1 {
 		delete(c.held, key)

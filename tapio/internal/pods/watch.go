@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
@@ -13,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -39,6 +41,13 @@ func newClient(config *rest.Config) (*rest.RESTClient, error) {
 	return client, nil
 }
 
+// Pauses between tries to reach the API server. All nodes try at once when it
+// comes back.
+const (
+	firstPause   = 500 * time.Millisecond
+	longestPause = 10 * time.Second
+)
+
 // watcher keeps a table in line with what the API server says of one node.
 type watcher struct {
 	client *rest.RESTClient
@@ -64,7 +73,9 @@ func (w *watcher) run(ctx context.Context) {
 	r := cache.NewReflectorWithOptions(
 		&cache.ListWatch{ListWithContextFunc: w.list, WatchFuncWithContext: w.watch},
 		&corev1.Pod{}, w.table,
-		cache.ReflectorOptions{Name: "pods of the node", Logger: &quiet})
+		cache.ReflectorOptions{Name: "pods of the node", Logger: &quiet, Backoff: &wait.Backoff{
+			Duration: firstPause, Factor: 2, Jitter: 1, Steps: 10, Cap: longestPause,
+		}})
 	r.RunWithContext(ctx)
 }
 
