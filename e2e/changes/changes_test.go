@@ -30,6 +30,8 @@ const (
 	writers      = 8
 	// patience is how long the chain may make no progress at all.
 	patience = 3 * time.Minute
+	// pollEvery is how often the test looks.
+	pollEvery = 200 * time.Millisecond
 )
 
 // ledger is everything that runs.
