@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"net/netip"
 	"regexp"
 	"strconv"
 	"strings"
@@ -89,9 +90,9 @@ func (r *Redactor) Text(text string) string {
 // Otherwise it returns a digest.
 func (r *Redactor) Setting(name, value string) string {
 	switch {
-	case value == "":
-		return ""
-	case isReference(value):
+	case value == "", isReference(value), isSwitch(value):
+		return value
+	case namesFile(name) && filePath.MatchString(value) && !isRandom(value, 16) && scrub(value) == value:
 		return value
 	case namesAddress(name):
 		if address, ok := r.addresses(name, value); ok {
@@ -146,6 +147,8 @@ func (r *Redactor) Arguments(words []string, program bool) []string {
 		switch {
 		case i == 0 && program && programName.MatchString(word) && scrub(word) == word:
 			told[i] = word
+		case endsSecret.MatchString(flag):
+			told[i] = r.Setting(flag, word) // which may begin with a dash
 		case strings.HasPrefix(word, "-") && word != "-":
 			told[i], flag = r.flag(word)
 			continue
@@ -165,6 +168,7 @@ var (
 	programName = regexp.MustCompile(`^[A-Za-z0-9_./-]{1,128}$`)
 	longFlag    = regexp.MustCompile(`^--[A-Za-z][A-Za-z0-9_.-]{0,63}$`)
 	goFlag      = regexp.MustCompile(`^-[a-z][a-z-]{0,39}$`)
+	endsSecret  = regexp.MustCompile(`(?i)(pass|passwd|password|passphrase|pwd|secret|token|key)$`)
 	shortFlag   = regexp.MustCompile(`^-[A-Za-z0-9]$`)
 	heapFlag    = regexp.MustCompile(`^-X(mx|ms|ss|mn)[0-9]{1,12}[kKmMgGtT]?$`)
 	variable    = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
@@ -238,9 +242,6 @@ func isHarmlessAnnotation(name string) bool {
 	return false
 }
 
-// Label returns what is told of a label: as it is, unless it looks like a secret.
-func (r *Redactor) Label(value string) string { return r.Value(value) }
-
 // Path returns the path of a request without its query, which may carry a token.
 func (r *Redactor) Path(path string) string {
 	path, query, ok := strings.Cut(path, "?")
@@ -274,7 +275,7 @@ func namesSecret(name string) bool {
 func namesAddress(name string) bool {
 	name = strings.ToLower(name)
 	for _, end := range [...]string{
-		"addr", "address", "addresses", "host", "hosts", "hostname", "url", "uri", "endpoint", "endpoints", "server", "servers",
+		"addr", "address", "addresses", "host", "hosts", "hostname", "url", "urls", "uri", "uris", "endpoint", "endpoints", "server", "servers",
 		"service", "port", "broker", "brokers", "upstream", "target", "listen", "bind",
 	} {
 		if strings.HasSuffix(name, end) {
@@ -284,7 +285,19 @@ func namesAddress(name string) bool {
 	return false
 }
 
+// namesFile says whether a name promises the path of a file.
+func namesFile(name string) bool {
+	name = strings.ToLower(name)
+	for _, end := range [...]string{"file", "dir", "directory", "path", "config", "kubeconfig", "conf", "certificate", "key"} {
+		if strings.HasSuffix(name, end) {
+			return true
+		}
+	}
+	return false
+}
+
 var (
+	filePath = regexp.MustCompile(`^/[a-z][a-z-]{1,31}/[A-Za-z0-9._/-]{1,200}$`)
 	hostPort = regexp.MustCompile(`^(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\])?(:[0-9]{1,5})?$`)
 	scheme   = regexp.MustCompile(`^[a-z][a-z0-9+.-]{0,15}://`)
 )
@@ -343,13 +356,30 @@ func isPlain(value string) bool {
 	if _, err := time.ParseDuration(value); err == nil {
 		return true
 	}
+	if isWord(value) || quantity.MatchString(value) && isQuantity(value) {
+		return true
+	}
+	if _, err := netip.ParseAddr(value); err == nil {
+		return true
+	}
+	_, err := netip.ParsePrefix(value)
+	return err == nil
+}
+
+// isSwitch says whether a value is one of two that a switch has.
+func isSwitch(value string) bool {
+	return value == "true" || value == "false"
+}
+
+// isWord says whether a value is one of the few words that settings have often.
+func isWord(value string) bool {
 	switch strings.ToLower(value) {
 	case "true", "false", "yes", "no", "on", "off", "enabled", "disabled", "none", "null",
 		"trace", "debug", "verbose", "info", "notice", "warn", "warning", "error", "critical", "fatal", "panic",
 		"json", "text", "logfmt", "console", "production", "prod", "staging", "development", "dev", "test":
 		return true
 	}
-	return quantity.MatchString(value) && isQuantity(value)
+	return false
 }
 
 // quantity is what resource.ParseQuantity may take; it costs less.
@@ -377,60 +407,94 @@ func (r *Redactor) Quantity(value string) string {
 var (
 	pemBlock  = regexp.MustCompile(`(?s)-----BEGIN [A-Z0-9 ]*-----.*?(-----END [A-Z0-9 ]*-----|$)`)
 	userInfo  = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*:/{1,2})[^\s"'<>]*@`)
-	bearer    = regexp.MustCompile(`(?i)\b(bearer|basic|negotiate|digest)[\s:]+([A-Za-z0-9._~+/=-]{6,})`)
-	assigned  = regexp.MustCompile(`(?i)([\w.-]*(?:passw|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|authorization|cookie)[\w.-]*\\?["']?\s*(?:[:=]|=>)\s*)(\\?"[^"]*"?|'[^']*'?|[^\s,;&]+)`)
-	wellKnown = regexp.MustCompile(`eyJ[\w-]{8,}(?:\.[\w-]*){1,4}|(?:AKIA|ASIA|AROA)[0-9A-Z]{12,}|gh[pousr]_\w{10,}|github_pat_\w{10,}|glpat-[\w-]{10,}|xox[a-z]-[\w-]{6,}|[srp]k[-_](?:live_|test_|proj-|ant-)?[A-Za-z0-9_-]{16,}|AIza[\w-]{20,}|npm_\w{20,}|hvs\.[\w-]{16,}|SG\.[\w-]{10,}\.[\w-]{10,}`)
+	bearer    = regexp.MustCompile(`(?i)\b(bearer|basic)[\s:]+([A-Za-z0-9._~+/=-]{6,})`)
+	assigned  = regexp.MustCompile(`(?i)([\w.-]*(?:passw|passphrase|pwd|secret|token|api[_-]?key|(?:access|account|private|shared|signing|encryption)[_-]?key|credential|authorization|cookie)[\w.-]*\\?["']?\s*(?:[:=]|=>)\s*)(\\?"[^"]*"?|'[^']*'?|[^\s,;&]+)`)
+	flagged   = regexp.MustCompile(`(?i)(--?[\w-]*(?:passw|pwd|secret|token|api-?key)[\w-]*\s+)("[^"]*"?|'[^']*'?|[^\s,;]+)`)
+	wellKnown = regexp.MustCompile(`\beyJ[\w-]{8,}(?:\.[\w-]*){1,4}|\b(?:AKIA|ASIA|AROA)[0-9A-Z]{12,}|\bgh[pousr]_\w{10,}|\bgithub_pat_\w{10,}|\bglpat-[\w-]{10,}|\bxox[a-z]-[\w-]{6,}|\bsk-(?:proj-|ant-|live-|test-)?\w{20,}|\b[srp]k_(?:live|test)_\w{8,}|\bAIza[\w-]{20,}|\bnpm_\w{20,}|\bhvs\.[\w-]{16,}|\bSG\.[\w-]{10,}\.[\w-]{10,}`)
 	longWord  = regexp.MustCompile(`[A-Za-z0-9+/_=-]{32,}`)
 )
 
 // scrub takes what looks like a secret out of a text. The text comes back as
 // valid UTF-8.
+//
+// Most values are short names, and looking for patterns is dear: each is looked for
+// only where a part of it is.
 func scrub(text string) string {
 	text = beginning(text, maxScan)
-	if !suspicious(text) {
-		return text
+	spaced, assigns := strings.Contains(text, " "), strings.ContainsAny(text, "=:")
+	if strings.Contains(text, "-----BEGIN") {
+		text = pemBlock.ReplaceAllString(text, Redacted)
 	}
-	text = pemBlock.ReplaceAllString(text, Redacted)
-	text = userInfo.ReplaceAllString(text, "${1}"+Redacted+"@")
-	text = bearer.ReplaceAllStringFunc(text, func(s string) string {
-		m := bearer.FindStringSubmatch(s)
-		// "Basic authentication failed" is a sentence.
-		if !strings.EqualFold(m[1], "bearer") && !hasMixedClasses(m[2]) {
-			return s
+	if strings.Contains(text, "@") {
+		text = userInfo.ReplaceAllString(text, "${1}"+Redacted+"@")
+	}
+	if spaced || assigns {
+		lower := strings.ToLower(text)
+		if containsAny(lower, "bearer", "basic") {
+			text = bearer.ReplaceAllStringFunc(text, scrubBearer)
 		}
-		return m[1] + " " + Redacted
-	})
-	text = assigned.ReplaceAllString(text, "${1}"+Redacted)
-	text = wellKnown.ReplaceAllString(text, Redacted)
-	return longWord.ReplaceAllStringFunc(text, func(word string) string {
-		if isRandom(word, 32) {
-			return Redacted
+		if containsAny(lower, "passw", "passphrase", "pwd", "secret", "token", "key", "credential", "authorization", "cookie") {
+			if assigns {
+				text = assigned.ReplaceAllString(text, "${1}"+Redacted)
+			}
+			if spaced {
+				text = flagged.ReplaceAllString(text, "${1}"+Redacted)
+			}
 		}
-		return word
-	})
+	}
+	if containsAny(text, "eyJ", "AKIA", "ASIA", "AROA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox",
+		"sk-", "sk_", "rk_", "pk_", "AIza", "npm_", "hvs.", "SG.") {
+		text = wellKnown.ReplaceAllString(text, Redacted)
+	}
+	if hasLongWord(text) {
+		text = longWord.ReplaceAllStringFunc(text, scrubWord)
+	}
+	return text
 }
 
-// suspicious says whether a text may hold a secret at all: most values are short
-// names, and looking for patterns is dear.
-func suspicious(text string) bool {
-	const shortest = 12
-	if len(text) < shortest && !strings.ContainsAny(text, "@=:") {
-		return false
+func containsAny(text string, parts ...string) bool {
+	for _, part := range parts {
+		if strings.Contains(text, part) {
+			return true
+		}
 	}
+	return false
+}
+
+func scrubBearer(match string) string {
+	m := bearer.FindStringSubmatch(match)
+	// "Basic authentication failed" is a sentence.
+	if !strings.EqualFold(m[1], "bearer") && !hasMixedClasses(m[2]) {
+		return match
+	}
+	return m[1] + " " + Redacted
+}
+
+func scrubWord(word string) string {
+	if isRandom(word, longestWord) {
+		return Redacted
+	}
+	return word
+}
+
+// longestWord is how long a word that looks random may be, bytes: names of pods end
+// with ten such letters, keys and tokens are longer.
+const longestWord = 32
+
+// hasLongWord says whether longWord would find anything.
+func hasLongWord(text string) bool {
 	run := 0
 	for i := range len(text) {
 		switch c := text[i]; {
-		case c >= 'a' && c <= 'z', c >= '0' && c <= '9', c >= 'A' && c <= 'Z', c == '-', c == '_', c == '+', c == '/':
-			if run++; run >= shortest {
+		case c >= 'a' && c <= 'z', c >= '0' && c <= '9', c >= 'A' && c <= 'Z', c == '-', c == '_', c == '+', c == '/', c == '=':
+			if run++; run >= longestWord {
 				return true
 			}
-		case c == '@', c == '=':
-			return true
 		default:
 			run = 0
 		}
 	}
-	return strings.ContainsAny(text, ": ") // an assignment, a bearer
+	return false
 }
 
 // hasMixedClasses says whether a word is not one of a language: it has digits, or

@@ -2,12 +2,14 @@ package change_test
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/json"
 	"sigs.k8s.io/yaml"
 
 	"github.com/yairfalse/tapio/portti/internal/change"
@@ -33,7 +35,7 @@ func parse(t testing.TB, text string) []*unstructured.Unstructured {
 		if string(data) == "null" {
 			continue
 		}
-		require.NoError(t, o.UnmarshalJSON(data))
+		require.NoError(t, json.Unmarshal(data, &o.Object))
 		objects = append(objects, o)
 	}
 	return objects
@@ -55,7 +57,7 @@ func render(e *eventv1.Event) string {
 	var b strings.Builder
 	k := e.GetK8S()
 	fmt.Fprintf(&b, "%s %s %s %s\n", time.Unix(0, e.GetTimestampUnixNs()).UTC().Format(time.RFC3339Nano), e.GetEventType(),
-		strings.ToLower(strings.TrimPrefix(e.GetSeverity().String(), "SEVERITY_")), name(k.GetObject()))
+		strings.ToLower(strings.TrimPrefix(e.GetSeverity().String(), "SEVERITY_")), nameOf(k.GetObject()))
 	for _, key := range sorted(e.GetMetadata()) {
 		fmt.Fprintf(&b, "  %s=%s\n", key, e.GetMetadata()[key])
 	}
@@ -71,14 +73,14 @@ func render(e *eventv1.Event) string {
 		fmt.Fprintf(&b, "  %s ×%d: %s\n", k.GetReason(), k.GetCount(), k.GetMessage())
 	}
 	for _, o := range k.GetOwners() {
-		fmt.Fprintf(&b, "  owner %s\n", name(o))
+		fmt.Fprintf(&b, "  owner %s\n", nameOf(o))
 	}
 	for _, l := range k.GetLinks() {
 		gone := ""
 		if l.GetRemoved() {
 			gone = " (gone)"
 		}
-		fmt.Fprintf(&b, "  %s %s%s\n", l.GetType(), name(l.GetTarget()), gone)
+		fmt.Fprintf(&b, "  %s %s%s\n", l.GetType(), nameOf(l.GetTarget()), gone)
 	}
 	for _, c := range k.GetChanges() {
 		fmt.Fprintf(&b, "  %s: %s -> %s\n", c.GetPath(), quote(c.GetOld()), quote(c.GetNew()))
@@ -86,7 +88,7 @@ func render(e *eventv1.Event) string {
 	return b.String()
 }
 
-func name(o *eventv1.ObjectReference) string {
+func nameOf(o *eventv1.ObjectReference) string {
 	s := o.GetKind() + " " + o.GetName()
 	if o.GetNamespace() != "" {
 		s = o.GetKind() + " " + o.GetNamespace() + "/" + o.GetName()
@@ -116,4 +118,12 @@ func valid(t testing.TB, e *eventv1.Event) *eventv1.Event {
 	t.Helper()
 	require.NoError(t, event.Validate(e))
 	return e
+}
+
+// benchmarkPod is a pod as a cluster has them.
+func benchmarkPod(b *testing.B) *unstructured.Unstructured {
+	b.Helper()
+	text, err := os.ReadFile("testdata/pod.yaml")
+	require.NoError(b, err)
+	return parse(b, string(text))[0]
 }

@@ -13,15 +13,6 @@ import (
 	"github.com/yairfalse/tapio/shared/event"
 )
 
-// Addresses of objects, by which connections that agents see are tied to them, and
-// how many changed fields and links an event has no room for.
-const (
-	podIP          = "k8s.pod.ip"
-	clusterIP      = "k8s.service.cluster_ip"
-	droppedChanges = "tapio.k8s.dropped_changes"
-	droppedLinks   = "tapio.k8s.dropped_links"
-)
-
 // recent is how old an object may be and still be told at its creation when a
 // watcher starts: the longest time after which a creation may explain a fault.
 // What is older is told as of now, because that is how it is now.
@@ -66,7 +57,7 @@ func (p *Projector) metadata(k Kind, v *Version) map[string]string {
 		set(event.K8sNodeName, v.Field("spec.nodeName"))
 		// A pod in the network of its node has the node's address, as many have.
 		if v.Field("spec.hostNetwork") != "true" {
-			set(podIP, v.Field("status.podIP"))
+			set(event.K8sPodIP, v.Field("status.podIP"))
 		}
 	case "Node":
 		set(event.K8sNodeName, v.Name)
@@ -74,7 +65,7 @@ func (p *Projector) metadata(k Kind, v *Version) map[string]string {
 		set(event.K8sNamespaceName, v.Name)
 	case "Service":
 		if ip := v.Field("spec.clusterIP"); ip != "None" {
-			set(clusterIP, ip)
+			set(event.K8sServiceClusterIP, ip)
 		}
 	}
 	return m
@@ -129,13 +120,22 @@ func rolloutStatus(k Kind, data *eventv1.K8SEventData, v *Version) string {
 
 const observedGeneration = "status.observedGeneration"
 
-// isTold says whether the field is told as a change. Of what is gone only what it
-// was like in the end is: the rest was told before.
-func isTold(path string, gone bool) bool {
-	if path == observedGeneration {
+// isTold says whether a field is told as a change.
+//
+// Of what is gone only what it was like in the end is: the rest was told before. Of
+// a new pod that a controller made, its specification is that of the controller but
+// for where it runs and what admission may set.
+func isTold(action, path string, controlledPod bool) bool {
+	switch {
+	case path == observedGeneration:
 		return false // follows each change of the specification
+	case action == event.K8sDeleted:
+		return strings.HasPrefix(path, "status.") || strings.HasPrefix(path, "metadata.deletion") || path == "metadata.creationTimestamp"
+	case action == event.K8sCreated && controlledPod:
+		return !strings.HasPrefix(path, "spec.") || path == "spec.nodeName" || path == "spec.hostNetwork" ||
+			strings.HasSuffix(path, ".image") || strings.Contains(path, ".resources.")
 	}
-	return !gone || strings.HasPrefix(path, "status.") || strings.HasPrefix(path, "metadata.deletion") || path == "metadata.creationTimestamp"
+	return true
 }
 
 // kubernetesEvent returns the event of a version of a Kubernetes Event: what a
@@ -246,10 +246,10 @@ func fit(e *eventv1.Event) {
 		size = proto.Size(e)
 	}
 	if n := changes - len(data.GetChanges()); n > 0 {
-		e.Metadata[droppedChanges] = strconv.Itoa(n)
+		e.Metadata[event.TapioK8sDroppedChanges] = strconv.Itoa(n)
 	}
 	if n := links - len(data.GetLinks()); n > 0 {
-		e.Metadata[droppedLinks] = strconv.Itoa(n)
+		e.Metadata[event.TapioK8sDroppedLinks] = strconv.Itoa(n)
 	}
 }
 

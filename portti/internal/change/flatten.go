@@ -74,13 +74,13 @@ func (f *flattener) object(name, keyedBy string, m map[string]any) {
 		}
 		end := len(f.path)
 		switch {
-		case free || !isIdentifier(key):
+		case free || !isName(key) && !(areQuantities(name) && isResource(key)):
 			f.entry(key)
 		default:
 			if end > 0 {
 				f.path = append(f.path, '.')
 			}
-			f.path = append(f.path, key[:min(len(key), maxKey)]...)
+			f.path = append(f.path, key...)
 		}
 		f.value(name, key, value)
 		f.path = f.path[:end]
@@ -146,16 +146,15 @@ func (f *flattener) data(list, key, value string) {
 }
 
 func (f *flattener) list(parent, name string, list []any) {
-	if len(list) == 0 {
+	switch {
+	case f.kind == "Node" && name == "images":
+		return // what is in the node's cache
+	case len(list) == 0:
 		f.leaf("[]")
 		return
-	}
-	if name == "command" || name == "args" {
+	case name == "command" || name == "args":
 		f.command(name, list)
 		return
-	}
-	if f.kind == "Node" && name == "images" {
-		return // what is in the node's cache
 	}
 	var seen map[string]int
 	for i, value := range list {
@@ -355,7 +354,7 @@ func entryKey(list string, entry map[string]any) (key, field string) {
 // it and some do not.
 func isNothing(name string) bool {
 	switch name {
-	case "resources", "securityContext", "status", "loadBalancer", "strategy", "metadata", "labels", "annotations":
+	case "resources", "securityContext", "lastState", "status", "loadBalancer", "strategy", "metadata", "labels", "annotations":
 		return true
 	}
 	return false
@@ -370,14 +369,24 @@ func allText(m map[string]any) bool {
 	return true
 }
 
-// isIdentifier says whether a key is the name of a field, or as plain as one.
-func isIdentifier(key string) bool {
+// isName says whether a key is as the names of fields are.
+func isName(key string) bool {
+	const longest = 64
+	if key == "" || len(key) > longest || key[0] < 'a' || key[0] > 'z' {
+		return false
+	}
 	for i := range len(key) {
 		switch c := key[i]; {
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_':
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
 		default:
 			return false
 		}
 	}
-	return key != ""
+	return true
+}
+
+// isResource says whether a key is the name of a resource of Kubernetes itself,
+// such as ephemeral-storage.
+func isResource(key string) bool {
+	return isName(strings.ReplaceAll(key, "-", ""))
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -75,7 +76,7 @@ func (p *Projector) Version(k Kind, o *unstructured.Unstructured) (*Version, err
 	if at, err := time.Parse(time.RFC3339, of("creationTimestamp")); err == nil {
 		head.Created = at
 	}
-	head.Generation, _ = metadata["generation"].(int64)
+	head.Generation, _ = strconv.ParseInt(text(metadata["generation"]), 10, 64)
 
 	f := &flattener{redact: p.redact, kind: k.Kind, fields: make([]Field, 0, 128)}
 	root := make(map[string]any, len(o.Object))
@@ -95,7 +96,7 @@ func (p *Projector) Created(k Kind, v *Version, o Origin) *eventv1.Event {
 	}
 	e := p.newEvent(k, v, event.K8sCreated, o)
 	e.TimestampUnixNs = createdAt(v, o).UnixNano()
-	p.tell(e, nil, v)
+	tell(e, event.K8sCreated, nil, v)
 	return e
 }
 
@@ -106,7 +107,7 @@ func (p *Projector) Updated(k Kind, older, newer *Version, o Origin) *eventv1.Ev
 		return p.kubernetesEvent(newer, o)
 	}
 	e := p.newEvent(k, newer, event.K8sUpdated, o)
-	p.tell(e, older, newer)
+	tell(e, event.K8sUpdated, older, newer)
 	return e
 }
 
@@ -117,7 +118,7 @@ func (p *Projector) Deleted(k Kind, last *Version, o Origin) *eventv1.Event {
 		return nil
 	}
 	e := p.newEvent(k, last, event.K8sDeleted, o)
-	p.tell(e, last, nil)
+	tell(e, event.K8sDeleted, last, nil)
 	return e
 }
 
@@ -153,10 +154,11 @@ func (p *Projector) newEvent(k Kind, v *Version, action string, o Origin) *event
 }
 
 // tell adds what changed; nil is what is not there.
-func (p *Projector) tell(e *eventv1.Event, older, newer *Version) {
+func tell(e *eventv1.Event, action string, older, newer *Version) {
 	data := e.GetK8S()
+	controlledPod := data.GetResourceType() == "Pod" && len(data.GetOwners()) > 0 && data.GetOwners()[0].GetKind() != "Node"
 	diff(older, newer, func(path, was, is string) {
-		if isTold(path, newer == nil) {
+		if was != is && isTold(action, path, controlledPod) {
 			data.Changes = append(data.Changes, &eventv1.FieldChange{Path: path, Old: was, New: is})
 		}
 	})

@@ -1,6 +1,7 @@
 package change
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"errors"
@@ -157,14 +158,12 @@ func (v *Version) decode(wire string) error {
 	}
 	v.ties = v.ties[:len(v.ties)-len(r.rest)]
 	v.leafs = r.rest
-	var path []byte
-	for was := ""; r.rest != "" && !r.bad; {
+	var path, was []byte
+	for first := true; r.rest != "" && !r.bad; first = false {
+		was = append(was[:0], path...)
 		path, _ = r.field(path)
 		// Two versions are compared by walking both in order.
-		if !r.bad && was != "" && string(path) <= was {
-			r.bad = true
-		}
-		was = string(path)
+		r.bad = r.bad || !first && bytes.Compare(path, was) <= 0
 	}
 	if r.bad || v.UID == "" || v.ResourceVersion == "" {
 		return errDamaged
@@ -284,9 +283,10 @@ func (v *Version) Field(path string) string {
 	for r.rest != "" {
 		var value string
 		at, value = r.field(at)
-		if c := strings.Compare(string(at), path); c == 0 {
+		if string(at) == path {
 			return value
-		} else if c > 0 || r.bad {
+		}
+		if string(at) > path || r.bad {
 			return ""
 		}
 	}
@@ -304,7 +304,7 @@ func diff(older, newer *Version, told func(path, was, is string)) {
 		case !b.ok:
 			order = -1
 		default:
-			order = strings.Compare(string(a.path), string(b.path))
+			order = bytes.Compare(a.path, b.path)
 		}
 		switch {
 		case order < 0:
