@@ -22,9 +22,9 @@ import (
 	"k8s.io/client-go/dynamic"
 	"sigs.k8s.io/yaml"
 
-	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	"github.com/yairfalse/tapio/portti/internal/change"
 	"github.com/yairfalse/tapio/portti/internal/serve"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	"github.com/yairfalse/tapio/shared/event"
 	"github.com/yairfalse/tapio/shared/kube/apiservertest"
 )
@@ -91,7 +91,9 @@ func configMap(name string) string {
 }
 
 // key names a change by what makes it one.
-func key(o *unstructured.Unstructured) string { return string(o.GetUID()) + "@" + o.GetResourceVersion() }
+func key(o *unstructured.Unstructured) string {
+	return string(o.GetUID()) + "@" + o.GetResourceVersion()
+}
 
 // portti is one run, which writes what it sends.
 type portti struct {
@@ -246,7 +248,9 @@ func assertEventually(is func() bool) bool {
 	return false
 }
 
-func uid(o *unstructured.Unstructured, suffix string) string { return string(o.GetUID()) + "@" + suffix }
+func uid(o *unstructured.Unstructured, suffix string) string {
+	return string(o.GetUID()) + "@" + suffix
+}
 
 var objects = map[string]string{
 	"namespace":     "{apiVersion: v1, kind: Namespace, metadata: {name: other}}",

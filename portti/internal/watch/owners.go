@@ -8,8 +8,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
 
-	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	"github.com/yairfalse/tapio/portti/internal/change"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 )
 
 const (
