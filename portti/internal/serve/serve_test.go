@@ -8,6 +8,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -276,8 +278,20 @@ var objects = map[string]string{
 	"endpointslice": "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: web}, addressType: IPv4, endpoints: []}",
 }
 
-func TestEachChangeOfEachKindOnce(t *testing.T) {
+// What does not hurt the server shares one: it takes seconds to start.
+func TestWatches(t *testing.T) {
 	c := newCluster(t)
+	for name, test := range map[string]func(*testing.T, *cluster){
+		"each change of each kind once": eachChangeOfEachKindOnce,
+		"a kind that is forbidden":      kindThatIsForbidden,
+		"state is for one process":      stateIsForOneProcess,
+		"a disk that takes no state":    diskThatTakesNoState,
+	} {
+		t.Run(name, func(t *testing.T) { test(t, &cluster{t: t, server: c.server, client: c.client}) })
+	}
+}
+
+func eachChangeOfEachKindOnce(t *testing.T, c *cluster) {
 	p := start(t, c, t.TempDir())
 	p.awaitReady()
 	var want []string
@@ -402,8 +416,7 @@ func TestCompaction(t *testing.T) {
 	require.Contains(t, p.logged(), "may have come and gone")
 }
 
-func TestKindThatIsForbidden(t *testing.T) {
-	c := newCluster(t)
+func kindThatIsForbidden(t *testing.T, c *cluster) {
 	rbac := func(resource, text string) {
 		o := &unstructured.Unstructured{}
 		require.NoError(t, yaml.Unmarshal([]byte(text), &o.Object))
@@ -423,8 +436,18 @@ func TestKindThatIsForbidden(t *testing.T) {
 	p.awaitReady()
 }
 
-func TestStateIsForOneProcess(t *testing.T) {
-	c := newCluster(t)
+func diskThatTakesNoState(t *testing.T, c *cluster) {
+	file := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	p := start(t, c, filepath.Join(file, "state"))
+	p.awaitAll([]string{key(c.create("configmap", configMap("stateless")))})
+	p.await("told", func() bool {
+		_, text := p.ready()
+		return strings.Contains(text, "[-] state: make the state directory") && strings.Contains(text, "[+] kinds")
+	})
+}
+
+func stateIsForOneProcess(t *testing.T, c *cluster) {
 	dir := t.TempDir()
 	p := start(t, c, dir)
 	p.awaitReady()
