@@ -26,7 +26,7 @@ import (
 )
 
 const (
-	shortChanges = 4000 // of the run that is part of all tests
+	shortChanges = 3000 // of the run that is part of all tests
 	writers      = 8
 	// patience is how long the chain may make no progress at all.
 	patience = 3 * time.Minute

@@ -36,7 +36,7 @@ func run(m *testing.M) (status int, err error) {
 		}
 	}()
 	for _, p := range []string{"./polku/cmd/polku", "./ahti/cmd/ahti", "./portti/cmd/portti"} {
-		cmd := exec.Command("go", "build", "-p", "2", "-o", filepath.Join(binaries, filepath.Base(p)), p)
+		cmd := exec.Command(goCommand(), "build", "-p", "2", "-o", filepath.Join(binaries, filepath.Base(p)), p)
 		cmd.Dir = filepath.Join("..", "..")
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -47,4 +47,12 @@ func run(m *testing.M) (status int, err error) {
 		return 0, err
 	}
 	return m.Run(), nil
+}
+
+// goCommand is the go command that runs this test: sudo has another PATH.
+func goCommand() string {
+	if root := os.Getenv("GOROOT"); root != "" {
+		return filepath.Join(root, "bin", "go")
+	}
+	return "go"
 }

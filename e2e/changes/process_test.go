@@ -77,8 +77,11 @@ func (p *process) stop() {
 }
 
 func (p *process) running() bool {
+	p.mu.Lock()
+	done := p.done
+	p.mu.Unlock()
 	select {
-	case <-p.done:
+	case <-done:
 		return false
 	default:
 		return true

@@ -11,10 +11,10 @@ import (
 	"github.com/stretchr/testify/require"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
-	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	"github.com/yairfalse/tapio/portti/internal/change"
 	"github.com/yairfalse/tapio/portti/internal/deliver"
 	"github.com/yairfalse/tapio/portti/internal/state"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 )
 
 // gateway keeps what it got until the test acks it.

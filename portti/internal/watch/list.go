@@ -117,7 +117,6 @@ func (l *listing) pages(ctx context.Context) (string, error) {
 		}
 		at, token := page.GetResourceVersion(), page.GetContinue()
 		spans := l.compare(page)
-		page = nil //nolint:wastedassign // it is large, and not needed while its changes are sent
 		if err := l.send(ctx, spans); err != nil {
 			return "", err
 		}
