@@ -15,8 +15,10 @@ const (
 	K8sContainerName      = "k8s.container.name"
 	K8sNamespaceName      = "k8s.namespace.name"
 	K8sNodeName           = "k8s.node.name"
+	K8sPodIP              = "k8s.pod.ip"
 	K8sPodName            = "k8s.pod.name"
 	K8sPodUID             = "k8s.pod.uid"
+	K8sServiceClusterIP   = "k8s.service.cluster_ip"
 	NetworkLocalAddress   = "network.local.address"
 	NetworkLocalPort      = "network.local.port"
 	NetworkPeerAddress    = "network.peer.address"
@@ -33,6 +35,8 @@ const (
 	TapioEventID              = "tapio.event.id"
 	TapioGapBegan             = "tapio.gap.began"
 	TapioGapEvents            = "tapio.gap.events"
+	TapioK8sDroppedChanges    = "tapio.k8s.dropped_changes"
+	TapioK8sDroppedLinks      = "tapio.k8s.dropped_links"
 	TapioNetworkElapsedMs     = "tapio.network.elapsed_ms"
 	TapioNetworkRole          = "tapio.network.role"
 	TapioOOMAnonBytes         = "tapio.oom.anon_bytes"
@@ -126,8 +130,10 @@ var keys = []Key{
 	{Name: K8sContainerName, Description: "Name of the container in the pod's specification."},
 	{Name: K8sNamespaceName, Description: "Namespace of the pod."},
 	{Name: K8sNodeName, Description: "Name of the node in the Kubernetes API."},
+	{Name: K8sPodIP, Description: "IP address of the pod, the first of several; absent when the pod uses the network of its node."},
 	{Name: K8sPodName, Description: "Name of the pod."},
 	{Name: K8sPodUID, Description: "UID of the pod."},
+	{Name: K8sServiceClusterIP, Description: "IP address of the Service within the cluster, the first of several."},
 	{Name: NetworkLocalAddress, Description: "IP address of the observed side."},
 	{Name: NetworkLocalPort, Description: "Port of the observed side, 0 to 65535."},
 	{Name: NetworkPeerAddress, Description: "IP address of the other side."},
@@ -143,6 +149,8 @@ var keys = []Key{
 	{Name: TapioEventID, Description: "Id of the event, in formats that have no field for it, such as an OpenTelemetry log record."},
 	{Name: TapioGapBegan, Description: "Time of the oldest missing event, RFC 3339; the newest is of the event's own time."},
 	{Name: TapioGapEvents, Unit: UnitCount, Description: "Events that are missing because of the gap; absent when their number is not known."},
+	{Name: TapioK8sDroppedChanges, Unit: UnitCount, Description: "Changed fields that the event had no room for."},
+	{Name: TapioK8sDroppedLinks, Unit: UnitCount, Description: "Links to other objects that the event had no room for."},
 	{Name: TapioNetworkElapsedMs, Unit: UnitMilliseconds, Description: "Time from connect() to the failure."},
 	{Name: TapioNetworkRole, Values: []string{RoleClient, RoleServer}, Description: "Whether the observed side opened the connection or accepted it."},
 	{Name: TapioOOMAnonBytes, Unit: UnitBytes, Description: "Anonymous memory of the victim."},

@@ -271,13 +271,17 @@ var kinds = []Kind{
 }
 
 // Kinds returns every kind of event, sorted by type. The caller owns the slice
-// and must not change what Required points to.
+// and must not change what Required points to. The kinds of Kubernetes are
+// families: see K8sKinds.
 func Kinds() []Kind {
 	return slices.Clone(kinds)
 }
 
 // Lookup finds the kind whose Type is eventType.
 func Lookup(eventType string) (Kind, bool) {
+	if rest, ok := strings.CutPrefix(eventType, k8sPrefix); ok {
+		return lookupK8s(eventType, rest)
+	}
 	i, ok := slices.BinarySearchFunc(kinds, eventType, func(k Kind, t string) int {
 		return strings.Compare(k.Type, t)
 	})

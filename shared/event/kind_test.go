@@ -88,7 +88,7 @@ func TestKeyUnitsMatchTheirNames(t *testing.T) {
 			want = event.UnitSeconds
 		case strings.HasSuffix(k.Name, "_bytes"):
 			want = event.UnitBytes
-		case strings.HasSuffix(k.Name, ".count"), strings.HasSuffix(k.Name, ".events"), k.Name == event.TapioSuppressed:
+		case strings.HasSuffix(k.Name, ".count"), strings.HasSuffix(k.Name, ".events"), strings.Contains(k.Name, ".dropped_"), k.Name == event.TapioSuppressed:
 			want = event.UnitCount
 		}
 		assert.Equal(t, want, k.Unit, k.Name)

@@ -40,7 +40,7 @@ sources send to the same gateway.
 | event_type | severity | outcome | data | required metadata | what happened |
 |---|---|---|---|---|---|
 `)
-	for _, k := range event.Kinds() {
+	for _, k := range append(event.Kinds(), event.K8sKinds()...) {
 		row(&b,
 			code(k.Type),
 			enum("SEVERITY_", k.Severity.String()),
@@ -50,7 +50,9 @@ sources send to the same gateway.
 			k.Description)
 	}
 	b.WriteString(`
-The severity is what an event has when its source knows no better.
+The severity is what an event has when its source knows no better. KIND is one of
+` + codes(event.K8sWords()) + `. REASON is the reason of the Kubernetes
+Event, such as ` + "`BackOff`" + `.
 
 ## Metadata
 
