@@ -6,6 +6,8 @@ MODULES  := ./proto/... ./bpf/... ./shared/... ./tapio/... ./polku/... ./ahti/..
 COMMANDS := ./tapio/cmd/tapio ./portti/cmd/portti ./scraper/cmd/scheduler-scraper ./polku/cmd/polku ./ahti/cmd/ahti
 # What loads programs into a kernel is also tested on other kernels.
 ON_KERNELS := ./tapio/internal/agent ./tapio/internal/feed ./bpf ./bpf/cgroup
+# Metrics of real schedulers lie beside the project, or do not.
+WITHOUT_DATA := $(if $(wildcard ../shared/data/kube-scheduler-metrics),,-allow-skip '^github.com/yairfalse/tapio/scraper/.*TestRealSchedulers')
 PACKAGES := clang-16 llvm-16 libbpf-dev shellcheck cpio qemu-system-x86 debian-archive-keyring xz-utils zstd postgresql
 
 export PATH := $(CURDIR)/bin/tools:$(PATH)
@@ -58,7 +60,7 @@ $(CURDIR)/.cache/kube/kube-apiserver:
 
 test: bin/tools/testrun bin/tools/otelcol $(KUBEBUILDER_ASSETS)/kube-apiserver ## run all tests on this machine's kernel
 	go test -p 2 -race -short -count=1 $(AS_ROOT) -json $(MODULES) 2>&1 | \
-		testrun -allow-skip '^github.com/yairfalse/tapio/bpf/kernels/'
+		testrun -allow-skip '^github.com/yairfalse/tapio/bpf/kernels/' $(WITHOUT_DATA)
 	GOWORK=off go test -C tools/testrun -json ./... | testrun
 
 lint: $(TOOLS) ## check style, imports, and that generated code is current

@@ -28,8 +28,6 @@ const (
 	// digestBytes is how much of a digest is told: 64 bits tell values apart, and
 	// without the key nobody can try values.
 	digestBytes = 8
-	// maxWord is the longest name, flag or word that is told as it is, bytes.
-	maxWord = 128
 	// maxLines is of how many lines a setting may be to be told line by line.
 	maxLines = 200
 )
