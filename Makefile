@@ -6,6 +6,8 @@ MODULES  := ./proto/... ./bpf/... ./shared/... ./tapio/... ./polku/... ./ahti/..
 COMMANDS := ./tapio/cmd/tapio ./portti/cmd/portti ./scraper/cmd/scheduler-scraper ./polku/cmd/polku ./ahti/cmd/ahti
 # What loads programs into a kernel is also tested on other kernels.
 ON_KERNELS := ./tapio/internal/agent ./tapio/internal/feed ./bpf ./bpf/cgroup
+# Metrics of real schedulers lie beside the project, or do not.
+WITHOUT_DATA := $(if $(wildcard ../shared/data/kube-scheduler-metrics),,-allow-skip '^github.com/yairfalse/tapio/scraper/.*TestRealSchedulers')
 PACKAGES := clang-16 llvm-16 libbpf-dev shellcheck cpio qemu-system-x86 debian-archive-keyring xz-utils zstd postgresql
 
 export PATH := $(CURDIR)/bin/tools:$(PATH)
@@ -16,7 +18,7 @@ TOOLS  := bin/tools/golangci-lint
 SHELL  := /bin/bash -o pipefail
 
 .DEFAULT_GOAL := help
-.PHONY: help setup generate build run demo test lint test-kernels ledger bench fuzz clean
+.PHONY: help setup generate build run demo test lint test-kernels ledger changes bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,9 +53,14 @@ demo: build ## start the whole chain on this machine, break a server, and see it
 	go build -trimpath -o bin/demo ./e2e/demo
 	$(SUDO) bin/demo
 
-test: bin/tools/testrun bin/tools/otelcol ## run all tests on this machine's kernel
+# A real API server for the tests of what watches one.
+export KUBEBUILDER_ASSETS ?= $(CURDIR)/.cache/kube
+$(CURDIR)/.cache/kube/kube-apiserver:
+	tools/kube-assets.sh $(@D)
+
+test: bin/tools/testrun bin/tools/otelcol $(KUBEBUILDER_ASSETS)/kube-apiserver ## run all tests on this machine's kernel
 	go test -p 2 -race -short -count=1 $(AS_ROOT) -json $(MODULES) 2>&1 | \
-		testrun -allow-skip '^github.com/yairfalse/tapio/bpf/kernels/'
+		testrun -allow-skip '^github.com/yairfalse/tapio/bpf/kernels/' $(WITHOUT_DATA)
 	GOWORK=off go test -C tools/testrun -json ./... | testrun
 
 lint: $(TOOLS) ## check style, imports, and that generated code is current
@@ -78,6 +85,12 @@ ledger: export SEED ?= 1
 ledger: export KILLS ?= 60
 ledger: ## count EVENTS events by id through the chain while KILLS kills, full disks and hangs from SEED befall it
 	go test -run '^TestLedger$$' -count=1 -v -timeout 4h $(AS_ROOT) ./e2e/ledger
+
+# A shorter one with the same story is part of test.
+changes: export CHANGES ?= 200000
+changes: export SEED ?= 1
+changes: $(KUBEBUILDER_ASSETS)/kube-apiserver ## write CHANGES changes to a real API server and count them by id in AHTI, while everything between is killed
+	go test -run '^TestChanges$$' -count=1 -v -timeout 4h ./e2e/changes
 
 bench: build bin/tools/otelcol ## measure: the cost of a program run, of a record, of a look-up; AHTI; the gateway beside a collector
 	go test -run '^$$' -bench . -benchmem -benchtime 3s $(AS_ROOT) ./bpf/tcp ./tapio/internal/feed ./tapio/internal/owner ./shared/event ./shared/queue ./shared/polku ./shared/causality ./polku/internal/transform

@@ -180,6 +180,11 @@ func (m *Modes) changeOf(ev *ahtiv1.AhtiEvent) *change {
 		return nil
 	}
 	c := &change{kind: kind, gap: ev.GetK8S().GetGap()}
+	if !strings.HasSuffix(kind, ".updated") {
+		// What an object was made with is told beside its making; none of it was
+		// changed.
+		return c
+	}
 	consequence := systemTaints(ev)
 	for _, fc := range ev.GetK8S().GetChanges() {
 		steps := splitPath(fc.GetPath())
@@ -195,7 +200,7 @@ func (m *Modes) changeOf(ev *ahtiv1.AhtiEvent) *change {
 		}
 		c.fields = append(c.fields, f)
 	}
-	if strings.HasSuffix(kind, ".updated") && len(c.fields) == 0 {
+	if len(c.fields) == 0 {
 		return nil
 	}
 	return c

@@ -43,6 +43,12 @@ func connection(kind, errno string, more ...string) *eventv1.Event {
 	}, more...)...))
 }
 
+// about makes an event one of the scheduler.
+func about(e *eventv1.Event, message string) *eventv1.Event {
+	e.Data = &eventv1.Event_K8S{K8S: &eventv1.K8SEventData{ResourceType: "Scheduler", ResourceName: "kube-scheduler", Message: message}}
+	return e
+}
+
 func inState(e *eventv1.Event, state string) *eventv1.Event {
 	e.Data = &eventv1.Event_Network{Network: &eventv1.NetworkEventData{TcpState: state}}
 	return e
@@ -70,6 +76,10 @@ func TestLine(t *testing.T) {
 		{
 			"reset as a server", inState(connection(event.KindNetworkConnectionReset, "ECONNRESET", event.TapioNetworkRole, event.RoleServer, event.NetworkPeerPort, "51234", event.TapioServiceUnit, "nginx.service"), "ESTABLISHED"),
 			"WARNING   connection_reset        api[4711]               ← 10.0.0.7:51234 (on port 8080) ECONNRESET in ESTABLISHED  nginx.service",
+		},
+		{
+			"scheduler", about(newEvent(event.KindSchedulerUnschedulable), "1 pod finds no node, refused by NodeAffinity (1)"),
+			"WARNING   unschedulable           kube-scheduler          1 pod finds no node, refused by NodeAffinity (1)",
 		},
 		{
 			"no port", connection(event.KindNetworkPortExhausted, "EADDRNOTAVAIL", event.ProcessLinuxCgroup, "/"),

@@ -28,8 +28,6 @@ const (
 	// digestBytes is how much of a digest is told: 64 bits tell values apart, and
 	// without the key nobody can try values.
 	digestBytes = 8
-	// maxWord is the longest name, flag or word that is told as it is, bytes.
-	maxWord = 128
 	// maxLines is of how many lines a setting may be to be told line by line.
 	maxLines = 200
 )
@@ -407,7 +405,7 @@ func (r *Redactor) Quantity(value string) string {
 var (
 	pemBlock  = regexp.MustCompile(`(?s)-----BEGIN [A-Z0-9 ]*-----.*?(-----END [A-Z0-9 ]*-----|$)`)
 	userInfo  = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*:/{1,2})[^\s"'<>]*@`)
-	bearer    = regexp.MustCompile(`(?i)\b(bearer|basic|negotiate|digest)[\s:]+([A-Za-z0-9._~+/=-]{6,})`)
+	bearer    = regexp.MustCompile(`(?i)\b(bearer|basic)[\s:]+([A-Za-z0-9._~+/=-]{6,})`)
 	assigned  = regexp.MustCompile(`(?i)([\w.-]*(?:passw|passphrase|pwd|secret|token|api[_-]?key|(?:access|account|private|shared|signing|encryption)[_-]?key|credential|authorization|cookie)[\w.-]*\\?["']?\s*(?:[:=]|=>)\s*)(\\?"[^"]*"?|'[^']*'?|[^\s,;&]+)`)
 	flagged   = regexp.MustCompile(`(?i)(--?[\w-]*(?:passw|pwd|secret|token|api-?key)[\w-]*\s+)("[^"]*"?|'[^']*'?|[^\s,;]+)`)
 	wellKnown = regexp.MustCompile(`\beyJ[\w-]{8,}(?:\.[\w-]*){1,4}|\b(?:AKIA|ASIA|AROA)[0-9A-Z]{12,}|\bgh[pousr]_\w{10,}|\bgithub_pat_\w{10,}|\bglpat-[\w-]{10,}|\bxox[a-z]-[\w-]{6,}|\bsk-(?:proj-|ant-|live-|test-)?\w{20,}|\b[srp]k_(?:live|test)_\w{8,}|\bAIza[\w-]{20,}|\bnpm_\w{20,}|\bhvs\.[\w-]{16,}|\bSG\.[\w-]{10,}\.[\w-]{10,}`)
@@ -416,53 +414,85 @@ var (
 
 // scrub takes what looks like a secret out of a text. The text comes back as
 // valid UTF-8.
+//
+// Most values are short names, and looking for patterns is dear: each is looked for
+// only where a part of it is.
 func scrub(text string) string {
 	text = beginning(text, maxScan)
-	if !suspicious(text) {
-		return text
+	spaced, assigns := strings.Contains(text, " "), strings.ContainsAny(text, "=:")
+	if strings.Contains(text, "-----BEGIN") {
+		text = pemBlock.ReplaceAllString(text, Redacted)
 	}
-	text = pemBlock.ReplaceAllString(text, Redacted)
-	text = userInfo.ReplaceAllString(text, "${1}"+Redacted+"@")
-	text = bearer.ReplaceAllStringFunc(text, func(s string) string {
-		m := bearer.FindStringSubmatch(s)
-		// "Basic authentication failed" is a sentence.
-		if !strings.EqualFold(m[1], "bearer") && !hasMixedClasses(m[2]) {
-			return s
+	if strings.Contains(text, "@") {
+		text = userInfo.ReplaceAllString(text, "${1}"+Redacted+"@")
+	}
+	if spaced || assigns {
+		lower := strings.ToLower(text)
+		if containsAny(lower, "bearer", "basic") {
+			text = bearer.ReplaceAllStringFunc(text, scrubBearer)
 		}
-		return m[1] + " " + Redacted
-	})
-	text = assigned.ReplaceAllString(text, "${1}"+Redacted)
-	text = flagged.ReplaceAllString(text, "${1}"+Redacted)
-	text = wellKnown.ReplaceAllString(text, Redacted)
-	return longWord.ReplaceAllStringFunc(text, func(word string) string {
-		if isRandom(word, 32) {
-			return Redacted
+		if containsAny(lower, "passw", "passphrase", "pwd", "secret", "token", "key", "credential", "authorization", "cookie") {
+			if assigns {
+				text = assigned.ReplaceAllString(text, "${1}"+Redacted)
+			}
+			if spaced {
+				text = flagged.ReplaceAllString(text, "${1}"+Redacted)
+			}
 		}
-		return word
-	})
+	}
+	if containsAny(text, "eyJ", "AKIA", "ASIA", "AROA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox",
+		"sk-", "sk_", "rk_", "pk_", "AIza", "npm_", "hvs.", "SG.") {
+		text = wellKnown.ReplaceAllString(text, Redacted)
+	}
+	if hasLongWord(text) {
+		text = longWord.ReplaceAllStringFunc(text, scrubWord)
+	}
+	return text
 }
 
-// suspicious says whether a text may hold a secret at all: most values are short
-// names, and looking for patterns is dear.
-func suspicious(text string) bool {
-	const shortest = 12
-	if len(text) < shortest && !strings.ContainsAny(text, "@=:") {
-		return false
+func containsAny(text string, parts ...string) bool {
+	for _, part := range parts {
+		if strings.Contains(text, part) {
+			return true
+		}
 	}
+	return false
+}
+
+func scrubBearer(match string) string {
+	m := bearer.FindStringSubmatch(match)
+	// "Basic authentication failed" is a sentence.
+	if !strings.EqualFold(m[1], "bearer") && !hasMixedClasses(m[2]) {
+		return match
+	}
+	return m[1] + " " + Redacted
+}
+
+func scrubWord(word string) string {
+	if isRandom(word, longestWord) {
+		return Redacted
+	}
+	return word
+}
+
+// longestWord is how long a word that looks random may be, bytes: names of pods end
+// with ten such letters, keys and tokens are longer.
+const longestWord = 32
+
+// hasLongWord says whether longWord would find anything.
+func hasLongWord(text string) bool {
 	run := 0
 	for i := range len(text) {
 		switch c := text[i]; {
-		case c >= 'a' && c <= 'z', c >= '0' && c <= '9', c >= 'A' && c <= 'Z', c == '-', c == '_', c == '+', c == '/':
-			if run++; run >= shortest {
+		case c >= 'a' && c <= 'z', c >= '0' && c <= '9', c >= 'A' && c <= 'Z', c == '-', c == '_', c == '+', c == '/', c == '=':
+			if run++; run >= longestWord {
 				return true
 			}
-		case c == '@', c == '=':
-			return true
 		default:
 			run = 0
 		}
 	}
-	return strings.ContainsAny(text, ": ") // an assignment, a bearer
+	return false
 }
 
 // hasMixedClasses says whether a word is not one of a language: it has digits, or

@@ -95,7 +95,7 @@ func rolloutStatus(k Kind, data *eventv1.K8SEventData, v *Version) string {
 	const progressing, complete, failed = "progressing", "complete", "failed"
 	observed, _ := strconv.ParseInt(v.Field(observedGeneration), 10, 64)
 	updated := data.GetUpdatedReplicas() >= data.GetReplicas()
-	available := ""
+	var available string
 	switch k.Kind {
 	case "Deployment":
 		if v.Field("status.conditions[Progressing].reason") == "ProgressDeadlineExceeded" {

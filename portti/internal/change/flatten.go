@@ -74,13 +74,13 @@ func (f *flattener) object(name, keyedBy string, m map[string]any) {
 		}
 		end := len(f.path)
 		switch {
-		case free || !isName(key) && !(areQuantities(name) && isResource(key)):
-			f.entry(key)
-		default:
+		case !free && (isName(key) || areQuantities(name) && isResource(key)):
 			if end > 0 {
 				f.path = append(f.path, '.')
 			}
 			f.path = append(f.path, key...)
+		default:
+			f.entry(key)
 		}
 		f.value(name, key, value)
 		f.path = f.path[:end]
@@ -217,9 +217,10 @@ func (f *flattener) setting(keyedBy string, entry map[string]any) {
 	}
 	rest := make(map[string]any, len(entry))
 	for k, v := range entry {
-		if k != "value" && !(ok && k == keyedBy) {
-			rest[k] = v
+		if k == "value" || ok && k == keyedBy {
+			continue
 		}
+		rest[k] = v
 	}
 	f.object("env", keyedBy, rest)
 }

@@ -182,8 +182,10 @@ func TestLargeObjectsFitIntoAnEvent(t *testing.T) {
 	for word, object := range map[string]map[string]any{
 		"endpointslice": {"metadata": metadata("1"), "endpoints": endpoints},
 		"configmap":     {"metadata": metadata("2"), "data": lines},
-		"event": {"metadata": metadata("3"), "message": strings.Repeat("words ", 1<<18), "reason": strings.Repeat("Reason", 1<<10),
-			"involvedObject": map[string]any{"kind": "Pod", "name": strings.Repeat("p", 1<<16)}},
+		"event": {
+			"metadata": metadata("3"), "message": strings.Repeat("words ", 1<<18), "reason": strings.Repeat("Reason", 1<<10),
+			"involvedObject": map[string]any{"kind": "Pod", "name": strings.Repeat("p", 1<<16)},
+		},
 	} {
 		t.Run(word, func(t *testing.T) {
 			k, _ := change.LookupKind(word)

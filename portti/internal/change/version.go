@@ -297,7 +297,7 @@ func (v *Version) Field(path string) string {
 func diff(older, newer *Version, told func(path, was, is string)) {
 	a, b := cursorOf(older), cursorOf(newer)
 	for a.ok || b.ok {
-		order := 0
+		var order int
 		switch {
 		case !a.ok:
 			order = 1

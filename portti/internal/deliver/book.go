@@ -9,16 +9,16 @@ import (
 	"sync"
 	"time"
 
-	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
-	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
 	"github.com/yairfalse/tapio/portti/internal/change"
 	"github.com/yairfalse/tapio/portti/internal/state"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
+	polkuv1 "github.com/yairfalse/tapio/proto/polku/v1"
 	"github.com/yairfalse/tapio/shared/event"
 )
 
 // saveEvery is how often what is safe goes to the disk. What was not written when
 // the process is killed is sent again, and dropped by the gateway.
-const saveEvery = time.Second
+const saveEvery = 500 * time.Millisecond
 
 // Sender takes events. It blocks while it has no room, and tells later, by
 // Book.Acked or Book.Refused, what became of them.

@@ -87,7 +87,7 @@ func Run(ctx context.Context, c Config) error {
 	}
 	cluster, err := watch.ClusterID(ctx, client, c.Log)
 	if err != nil {
-		return nil //nolint:nilerr // told to stop before the API server answered
+		return nil // told to stop before the API server answered
 	}
 	store, err := s.openState(cluster)
 	if err != nil {

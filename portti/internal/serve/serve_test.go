@@ -8,6 +8,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,9 +24,9 @@ import (
 	"k8s.io/client-go/dynamic"
 	"sigs.k8s.io/yaml"
 
-	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	"github.com/yairfalse/tapio/portti/internal/change"
 	"github.com/yairfalse/tapio/portti/internal/serve"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	"github.com/yairfalse/tapio/shared/event"
 	"github.com/yairfalse/tapio/shared/kube/apiservertest"
 )
@@ -91,7 +93,9 @@ func configMap(name string) string {
 }
 
 // key names a change by what makes it one.
-func key(o *unstructured.Unstructured) string { return string(o.GetUID()) + "@" + o.GetResourceVersion() }
+func key(o *unstructured.Unstructured) string {
+	return string(o.GetUID()) + "@" + o.GetResourceVersion()
+}
 
 // portti is one run, which writes what it sends.
 type portti struct {
@@ -204,6 +208,9 @@ func (p *portti) told() map[string][]*eventv1.Event {
 		if strings.HasSuffix(e.GetEventType(), ".deleted") {
 			name = k.GetObject().GetUid() + "@deleted"
 		}
+		if strings.HasPrefix(e.GetEventType(), event.K8sEventPrefix) {
+			name = "event@" + k.GetResourceVersion() // it is about another object
+		}
 		all[name] = append(all[name], e)
 	}
 	return all
@@ -243,7 +250,9 @@ func assertEventually(is func() bool) bool {
 	return false
 }
 
-func uid(o *unstructured.Unstructured, suffix string) string { return string(o.GetUID()) + "@" + suffix }
+func uid(o *unstructured.Unstructured, suffix string) string {
+	return string(o.GetUID()) + "@" + suffix
+}
 
 var objects = map[string]string{
 	"namespace":     "{apiVersion: v1, kind: Namespace, metadata: {name: other}}",
@@ -269,8 +278,20 @@ var objects = map[string]string{
 	"endpointslice": "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: web}, addressType: IPv4, endpoints: []}",
 }
 
-func TestEachChangeOfEachKindOnce(t *testing.T) {
+// What does not hurt the server shares one: it takes seconds to start.
+func TestWatches(t *testing.T) {
 	c := newCluster(t)
+	for name, test := range map[string]func(*testing.T, *cluster){
+		"each change of each kind once": eachChangeOfEachKindOnce,
+		"a kind that is forbidden":      kindThatIsForbidden,
+		"state is for one process":      stateIsForOneProcess,
+		"a disk that takes no state":    diskThatTakesNoState,
+	} {
+		t.Run(name, func(t *testing.T) { test(t, &cluster{t: t, server: c.server, client: c.client}) })
+	}
+}
+
+func eachChangeOfEachKindOnce(t *testing.T, c *cluster) {
 	p := start(t, c, t.TempDir())
 	p.awaitReady()
 	var want []string
@@ -288,18 +309,18 @@ func TestEachChangeOfEachKindOnce(t *testing.T) {
 		}
 	}
 	e := c.create("event", "{apiVersion: v1, kind: Event, metadata: {name: e1}, reason: BackOff, message: m, type: Warning, count: 1, involvedObject: {kind: Pod, name: web-1, namespace: default}}")
-	want = append(want, key(e))
+	want = append(want, "event@"+e.GetResourceVersion())
 	e.Object["count"] = int64(2)
 	e, err := c.in("event").Update(t.Context(), e, metav1.UpdateOptions{})
 	require.NoError(t, err)
-	want = append(want, key(e))
-	c.delete("event", "e1")
-	for _, event := range p.awaitAll(want) {
-		require.False(t, event.GetK8S().GetGap())
+	want = append(want, "event@"+e.GetResourceVersion())
+	c.delete("event", "e1") // which tells nothing
+	for _, told := range p.awaitAll(want) {
+		require.False(t, told.GetK8S().GetGap())
 	}
 	p.stop()
 	require.NotContains(t, fmt.Sprint(p.told()), "hunter2")
-	require.Empty(t, p.told()[uid(e, "deleted")], "the end of an Event tells nothing")
+	require.Contains(t, p.logged(), "listed events")
 }
 
 // What happened while nobody watched is told version by version, because etcd
@@ -395,8 +416,7 @@ func TestCompaction(t *testing.T) {
 	require.Contains(t, p.logged(), "may have come and gone")
 }
 
-func TestKindThatIsForbidden(t *testing.T) {
-	c := newCluster(t)
+func kindThatIsForbidden(t *testing.T, c *cluster) {
 	rbac := func(resource, text string) {
 		o := &unstructured.Unstructured{}
 		require.NoError(t, yaml.Unmarshal([]byte(text), &o.Object))
@@ -416,8 +436,18 @@ func TestKindThatIsForbidden(t *testing.T) {
 	p.awaitReady()
 }
 
-func TestStateIsForOneProcess(t *testing.T) {
-	c := newCluster(t)
+func diskThatTakesNoState(t *testing.T, c *cluster) {
+	file := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	p := start(t, c, filepath.Join(file, "state"))
+	p.awaitAll([]string{key(c.create("configmap", configMap("stateless")))})
+	p.await("told", func() bool {
+		_, text := p.ready()
+		return strings.Contains(text, "[-] state: make the state directory") && strings.Contains(text, "[+] kinds")
+	})
+}
+
+func stateIsForOneProcess(t *testing.T, c *cluster) {
 	dir := t.TempDir()
 	p := start(t, c, dir)
 	p.awaitReady()

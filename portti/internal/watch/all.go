@@ -17,9 +17,9 @@ import (
 func RunAll(ctx context.Context, watchers []*Watcher) {
 	var running sync.WaitGroup
 	var owners []*Watcher
-	asking := make(chan struct{}, askAtOnce)
+	asking, revisions := make(chan struct{}, askAtOnce), &revisions{}
 	for _, w := range watchers {
-		w.asking = asking
+		w.asking, w.revisions = asking, revisions
 		before := owners
 		if between(w.kind.Kind) {
 			owners = append(owners, w)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -24,10 +26,11 @@ const (
 	// mostAsked bounds the requests for the history of one gap. At the 500 or more
 	// a second that an API server answers it is a minute's work.
 	mostAsked = 30_000
-	// mostCounted bounds the revisions of a gap at which objects are counted: of a
-	// longer one they are not. A cluster with 50 writes a second makes so many in 80
-	// seconds, and between two bookmarks there are 60.
-	mostCounted = 4096
+	// mostCounted bounds the revisions of a gap at which objects are counted; of one
+	// with more they are not. Mostly they are writes of what is not watched, such as
+	// the leases of nodes: of a hundred nodes, those of 100 seconds, and bookmarks
+	// come every 60.
+	mostCounted = 1000
 )
 
 // history asks the API server for what its etcd held at earlier revisions, which
@@ -253,32 +256,24 @@ func (h *history) vanished(ctx context.Context, s span, origin change.Origin) ([
 
 // passing finds objects that came and went between two revisions: each etcd
 // transaction of an API server creates one object at most, so where the number of
-// objects does not grow from one revision to the next, none was created. It skips
-// the revisions of creations that are known. whole is false when it cannot tell.
-func (h *history) passing(ctx context.Context, from, to uint64, created map[uint64]bool) (spans []span, whole bool, err error) {
-	if to-from > mostCounted {
+// objects does not grow from one revision to the next, none was created. Revisions
+// of changes that are known need no count. whole is false when it cannot tell.
+func (h *history) passing(ctx context.Context, from, to uint64) (spans []span, whole bool, err error) {
+	open, few := h.w.revisions.unknown(from, to, mostCounted)
+	if !few {
 		return nil, false, nil
 	}
-	whole = true
-	counts := make([]int64, to-from+1)
-	group, counting := errgroup.WithContext(ctx)
-	group.SetLimit(askAtOnce)
-	for i := range counts {
-		group.Go(func() error {
-			var err error
-			counts[i], err = h.number(counting, from+uint64(i))
-			return err
-		})
-	}
-	if err := group.Wait(); err != nil {
+	counts, err := h.counts(ctx, open)
+	if err != nil {
 		return nil, false, err
 	}
-	for i := 1; i < len(counts); i++ {
-		at := from + uint64(i)
+	whole = true
+	for _, at := range open {
+		before, now := counts[at-1], counts[at]
 		switch {
-		case counts[i-1] < 0 || counts[i] < 0:
+		case before < 0 || now < 0:
 			whole = false
-		case counts[i] <= counts[i-1] || created[at]:
+		case now <= before:
 		default:
 			v, err := h.createdAt(ctx, at)
 			if errors.Is(err, errNoHistory) {
@@ -288,12 +283,37 @@ func (h *history) passing(ctx context.Context, from, to uint64, created map[uint
 			if err != nil {
 				return nil, false, err
 			}
-			if v != nil {
+			if v != nil && h.w.objects[v.UID] == nil {
 				spans = append(spans, span{born: v, since: at, until: to})
 			}
 		}
 	}
 	return spans, whole, nil
+}
+
+// counts is how many objects there were at each of some revisions and at the one
+// before each; -1 where that is not known.
+func (h *history) counts(ctx context.Context, at []uint64) (map[uint64]int64, error) {
+	counts := make(map[uint64]int64, 2*len(at))
+	for _, n := range at {
+		counts[n-1], counts[n] = -1, -1
+	}
+	var mu sync.Mutex
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(askAtOnce)
+	for _, n := range slices.Sorted(maps.Keys(counts)) {
+		group.Go(func() error {
+			number, err := h.number(ctx, n)
+			mu.Lock()
+			defer mu.Unlock()
+			counts[n] = number
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	return counts, nil
 }
 
 // number is how many objects there were at a revision; -1 when that is not known.

@@ -29,7 +29,6 @@ type listing struct {
 	base, at uint64
 	first    bool // nobody has watched before
 	seen     map[string]bool
-	created  map[uint64]bool // revisions of creations that are known
 	gaps     int
 }
 
@@ -39,7 +38,7 @@ type listing struct {
 // which the server can watch, so that the watch tells all that came after. Of what
 // came before, etcd's history tells what it still has.
 func (w *Watcher) list(ctx context.Context) error {
-	l := &listing{w: w, first: w.at == "", created: map[uint64]bool{}}
+	l := &listing{w: w, first: w.at == ""}
 	reason := "first"
 	if w.expired != nil {
 		reason = reasonExpired
@@ -118,7 +117,6 @@ func (l *listing) pages(ctx context.Context) (string, error) {
 		}
 		at, token := page.GetResourceVersion(), page.GetContinue()
 		spans := l.compare(page)
-		page = nil //nolint:wastedassign // it is large, and not needed while its changes are sent
 		if err := l.send(ctx, spans); err != nil {
 			return "", err
 		}
@@ -186,9 +184,6 @@ func (l *listing) send(ctx context.Context, spans []span) error {
 	}
 	slices.SortStableFunc(pieces, func(a, b piece) int { return cmp.Compare(a.revision(), b.revision()) })
 	for _, p := range pieces {
-		if p.older == nil && p.newer != nil {
-			l.created[p.revision()] = true
-		}
 		if p.origin.Gap {
 			l.gaps++
 		}
@@ -240,7 +235,7 @@ func (l *listing) passing(ctx context.Context, at string) error {
 	if l.history != nil && ok && until > l.base {
 		var spans []span
 		var err error
-		if spans, whole, err = l.history.passing(ctx, l.base, until, l.created); err != nil {
+		if spans, whole, err = l.history.passing(ctx, l.base, until); err != nil {
 			return err
 		}
 		if err := l.send(ctx, spans); err != nil {

@@ -5,11 +5,12 @@ import (
 	"sync"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
 
-	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	"github.com/yairfalse/tapio/portti/internal/change"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 )
 
 const (
@@ -79,9 +80,10 @@ func (o *Owners) Controller(owner *eventv1.ObjectReference) (*eventv1.ObjectRefe
 	next, known := o.of[owner.GetUid()]
 	o.mu.Unlock()
 	if !known {
-		next = o.ask(owner)
+		var answered bool
+		next, answered = o.ask(owner)
 		o.mu.Lock()
-		if _, now := o.of[owner.GetUid()]; !now {
+		if _, now := o.of[owner.GetUid()]; answered && !now {
 			o.of[owner.GetUid()] = next
 			o.forgetLater(owner.GetUid())
 		}
@@ -90,7 +92,8 @@ func (o *Owners) Controller(owner *eventv1.ObjectReference) (*eventv1.ObjectRefe
 	return next, next != nil
 }
 
-func (o *Owners) ask(owner *eventv1.ObjectReference) *eventv1.ObjectReference {
+// ask asks the API server; answered is false when it should be asked again.
+func (o *Owners) ask(owner *eventv1.ObjectReference) (controller *eventv1.ObjectReference, answered bool) {
 	for _, k := range change.Kinds() {
 		if k.Kind != owner.GetKind() {
 			continue
@@ -98,16 +101,19 @@ func (o *Owners) ask(owner *eventv1.ObjectReference) *eventv1.ObjectReference {
 		ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
 		defer cancel()
 		found, err := o.client.Resource(k.Resource).Namespace(owner.GetNamespace()).Get(ctx, owner.GetName(), metav1.GetOptions{})
-		if err != nil || string(found.GetUID()) != owner.GetUid() {
-			return nil // gone, or not ours to read
+		switch {
+		case apierrors.IsNotFound(err) || apierrors.IsForbidden(err):
+			return nil, true
+		case err != nil:
+			return nil, false
+		case string(found.GetUID()) != owner.GetUid():
+			return nil, true // another of the same name
 		}
-		controller := metav1.GetControllerOf(found)
-		if controller == nil {
-			return nil
+		c := metav1.GetControllerOf(found)
+		if c == nil {
+			return nil, true
 		}
-		return &eventv1.ObjectReference{
-			Kind: controller.Kind, Namespace: owner.GetNamespace(), Name: controller.Name, Uid: string(controller.UID),
-		}
+		return &eventv1.ObjectReference{Kind: c.Kind, Namespace: owner.GetNamespace(), Name: c.Name, Uid: string(c.UID)}, true
 	}
-	return nil
+	return nil, true
 }

@@ -20,9 +20,9 @@ import (
 	apiwatch "k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic"
 
-	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	"github.com/yairfalse/tapio/portti/internal/change"
 	"github.com/yairfalse/tapio/portti/internal/deliver"
+	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 )
 
 const (
@@ -70,7 +70,10 @@ type Watcher struct {
 	resumed bool
 	expired *expiredError // why a list must come before the next watch
 	tried   chan struct{} // closed when it was listed, or could not be
-	asking  chan struct{} // holds a token for each request for history; of all kinds
+
+	// Of all kinds together:
+	asking    chan struct{} // holds a token for each request for history
+	revisions *revisions
 
 	mu     sync.Mutex
 	listed bool
@@ -154,6 +157,9 @@ func (w *Watcher) Run(ctx context.Context) {
 		switch {
 		case reason == reasonExpired || reason == reasonClosed && time.Since(began) >= healthy:
 			failures = 0
+			if reason == reasonExpired {
+				w.fails(err) // until it has caught up
+			}
 			w.Log.Debug("the watch ended", "reason", reason)
 			continue
 		case time.Since(began) >= healthy:
@@ -297,6 +303,9 @@ func (w *Watcher) take(ctx context.Context, e apiwatch.Event) error {
 	}
 	if err == nil {
 		w.at = at
+		if n, ok := revision(at); ok {
+			w.revisions.add(n)
+		}
 	}
 	return err
 }
@@ -328,6 +337,9 @@ type piece struct {
 // the kind is known up to the resource version; empty in a list.
 func (w *Watcher) send(ctx context.Context, p piece, at string) error {
 	kind := w.kind.Word
+	if n := p.revision(); n > 0 && !p.origin.Gap {
+		w.revisions.add(n)
+	}
 	step := deliver.Step{Version: p.newer, ResourceVersion: at}
 	var e *eventv1.Event
 	var action string

@@ -1,9 +1,15 @@
 package interval_test
 
 import (
+	"compress/gzip"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"math"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -59,7 +65,7 @@ func (s *seriesSet) Next() bool {
 func (s *seriesSet) At() storage.Series { return promql.NewStorageSeries(s.series[s.next-1]) }
 
 // prometheus asks Prometheus' own engine about the buckets of two scrapes.
-func prometheus(t *testing.T, query string, scrapes ...interval.Scrape) float64 {
+func prometheus(t *testing.T, family, query string, scrapes ...interval.Scrape) float64 {
 	t.Helper()
 	points := map[string]*promql.Series{}
 	set := &seriesSet{SeriesSet: storage.EmptySeriesSet()}
@@ -138,16 +144,16 @@ func TestQuantilesAreThoseOfPrometheus(t *testing.T) {
 			h := interval.Between(before, after).Histogram(family, nil)
 			for _, q := range []float64{-1, 0, 0.01, 0.5, 0.9, 0.99, 1, 2, math.NaN()} {
 				text := fmt.Sprint(q)
-				same(t, prometheus(t, fmt.Sprintf(increase, text), before, after), h.Quantile(q), "quantile "+text)
+				same(t, prometheus(t, family, fmt.Sprintf(increase, text), before, after), h.Quantile(q), "quantile "+text)
 			}
 		})
 	}
 }
 
-// Thousands of histograms of any form.
+// Histograms of any form.
 func TestAnyHistogramsQuantileIsThatOfPrometheus(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
-	for range 300 {
+	for range 100 {
 		var bounds []string
 		bound := math.Exp(random.Float64()*10 - 8)
 		for range 1 + random.IntN(14) {
@@ -170,7 +176,7 @@ func TestAnyHistogramsQuantileIsThatOfPrometheus(t *testing.T) {
 		before, after := scrape(t, 0, bodies[0]), scrape(t, apart, bodies[1])
 		h := interval.Between(before, after).Histogram(family, nil)
 		for _, q := range []float64{0.5, 0.9, 0.99} {
-			same(t, prometheus(t, fmt.Sprintf(increase, q), before, after), h.Quantile(q), bodies[0]+bodies[1])
+			same(t, prometheus(t, family, fmt.Sprintf(increase, q), before, after), h.Quantile(q), bodies[0]+bodies[1])
 		}
 	}
 }
@@ -179,9 +185,41 @@ func TestSinceStartIsWhatTheBucketsSay(t *testing.T) {
 	bounds := []string{"0.001", "0.002", "0.004", "0.008", "+Inf"}
 	s := scrape(t, 0, histogram("scheduled", bounds, 2, 11, 30, 33, 34))
 	for _, q := range []float64{0.5, 0.9, 0.99} {
-		want := prometheus(t, fmt.Sprintf("histogram_quantile(%v, sum by (le) (%s_bucket))", q, family), s)
+		want := prometheus(t, family, fmt.Sprintf("histogram_quantile(%v, sum by (le) (%s_bucket))", q, family), s)
 		same(t, want, interval.SinceStart(s).Histogram(family, nil).Quantile(q), fmt.Sprint(q))
 	}
+}
+
+// What real schedulers answered lies beside the project.
+func TestRealSchedulersQuantilesAreThoseOfPrometheus(t *testing.T) {
+	for _, version := range []string{"1_31", "1_32", "1_33", "1_34", "1_35"} {
+		t.Run(version, func(t *testing.T) {
+			s := scrape(t, 0, dump(t, version))
+			for _, family := range []string{exposition.AttemptDuration, exposition.PodScheduling, exposition.ExtensionPoint, exposition.PluginExecution} {
+				h := interval.SinceStart(s).Histogram(family, nil)
+				require.Positive(t, h.Count(), family)
+				for _, q := range []float64{0.5, 0.9, 0.99} {
+					want := prometheus(t, family, fmt.Sprintf("histogram_quantile(%v, sum by (le) (%s_bucket))", q, family), s)
+					same(t, want, h.Quantile(q), fmt.Sprint(family, q))
+				}
+			}
+		})
+	}
+}
+
+func dump(t *testing.T, version string) string {
+	name := filepath.Join("..", "..", "..", "..", "shared", "data", "kube-scheduler-metrics", version+".prom.gz")
+	file, err := os.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		t.Skipf("needs %s, metrics of a real scheduler", name)
+	}
+	require.NoError(t, err)
+	defer func() { _ = file.Close() }()
+	unzipped, err := gzip.NewReader(file)
+	require.NoError(t, err)
+	body, err := io.ReadAll(unzipped)
+	require.NoError(t, err)
+	return string(body)
 }
 
 func TestIncrease(t *testing.T) {
