@@ -29,38 +29,55 @@ const (
 	ProcessParentPID      = "process.parent_pid"
 	ProcessPID            = "process.pid"
 
-	TapioAttribution          = "tapio.attribution"
-	TapioEventID              = "tapio.event.id"
-	TapioGapBegan             = "tapio.gap.began"
-	TapioGapEvents            = "tapio.gap.events"
-	TapioNetworkElapsedMs     = "tapio.network.elapsed_ms"
-	TapioNetworkRole          = "tapio.network.role"
-	TapioOOMAnonBytes         = "tapio.oom.anon_bytes"
-	TapioOOMCgroup            = "tapio.oom.cgroup"
-	TapioOOMConstraint        = "tapio.oom.constraint"
-	TapioOOMFileBytes         = "tapio.oom.file_bytes"
-	TapioOOMLimitBytes        = "tapio.oom.limit_bytes"
-	TapioOOMShmemBytes        = "tapio.oom.shmem_bytes"
-	TapioOOMTriggerName       = "tapio.oom.trigger.name"
-	TapioOOMTriggerPID        = "tapio.oom.trigger.pid"
-	TapioOOMUsageBytes        = "tapio.oom.usage_bytes"
-	TapioProcessContainerInit = "tapio.process.container_init"
-	TapioProcessCoreDumped    = "tapio.process.core_dumped"
-	TapioProcessParentName    = "tapio.process.parent_name"
-	TapioProcessRuntimeS      = "tapio.process.runtime_s"
-	TapioProcessSignal        = "tapio.process.signal"
-	TapioReason               = "tapio.reason"
-	TapioRetransmitCount      = "tapio.retransmit.count"
-	TapioRetransmitWindowMs   = "tapio.retransmit.window_ms"
-	TapioRTTBaselineMs        = "tapio.rtt.baseline_ms"
-	TapioRTTCurrentMs         = "tapio.rtt.current_ms"
-	TapioRTTDurationS         = "tapio.rtt.duration_s"
-	TapioRTTEndedBy           = "tapio.rtt.ended_by"
-	TapioRTTPhase             = "tapio.rtt.phase"
-	TapioRTTWorstMs           = "tapio.rtt.worst_ms"
-	TapioServiceUnit          = "tapio.service.unit"
-	TapioSignal               = "tapio.signal"
-	TapioSuppressed           = "tapio.suppressed"
+	TapioAttribution             = "tapio.attribution"
+	TapioEventID                 = "tapio.event.id"
+	TapioGapBegan                = "tapio.gap.began"
+	TapioGapEvents               = "tapio.gap.events"
+	TapioNetworkElapsedMs        = "tapio.network.elapsed_ms"
+	TapioNetworkRole             = "tapio.network.role"
+	TapioOOMAnonBytes            = "tapio.oom.anon_bytes"
+	TapioOOMCgroup               = "tapio.oom.cgroup"
+	TapioOOMConstraint           = "tapio.oom.constraint"
+	TapioOOMFileBytes            = "tapio.oom.file_bytes"
+	TapioOOMLimitBytes           = "tapio.oom.limit_bytes"
+	TapioOOMShmemBytes           = "tapio.oom.shmem_bytes"
+	TapioOOMTriggerName          = "tapio.oom.trigger.name"
+	TapioOOMTriggerPID           = "tapio.oom.trigger.pid"
+	TapioOOMUsageBytes           = "tapio.oom.usage_bytes"
+	TapioProcessContainerInit    = "tapio.process.container_init"
+	TapioProcessCoreDumped       = "tapio.process.core_dumped"
+	TapioProcessParentName       = "tapio.process.parent_name"
+	TapioProcessRuntimeS         = "tapio.process.runtime_s"
+	TapioProcessSignal           = "tapio.process.signal"
+	TapioReason                  = "tapio.reason"
+	TapioRetransmitCount         = "tapio.retransmit.count"
+	TapioRetransmitWindowMs      = "tapio.retransmit.window_ms"
+	TapioRTTBaselineMs           = "tapio.rtt.baseline_ms"
+	TapioRTTCurrentMs            = "tapio.rtt.current_ms"
+	TapioRTTDurationS            = "tapio.rtt.duration_s"
+	TapioRTTEndedBy              = "tapio.rtt.ended_by"
+	TapioRTTPhase                = "tapio.rtt.phase"
+	TapioRTTWorstMs              = "tapio.rtt.worst_ms"
+	TapioSchedulerAttemptCount   = "tapio.scheduler.attempt.count"
+	TapioSchedulerBaselineMs     = "tapio.scheduler.baseline_ms"
+	TapioSchedulerCurrentMs      = "tapio.scheduler.current_ms"
+	TapioSchedulerDurationS      = "tapio.scheduler.duration_s"
+	TapioSchedulerErrorCount     = "tapio.scheduler.error.count"
+	TapioSchedulerExtensionPoint = "tapio.scheduler.extension_point"
+	TapioSchedulerGrowthCount    = "tapio.scheduler.growth.count"
+	TapioSchedulerInstance       = "tapio.scheduler.instance"
+	TapioSchedulerLatency        = "tapio.scheduler.latency"
+	TapioSchedulerPhase          = "tapio.scheduler.phase"
+	TapioSchedulerPlugin         = "tapio.scheduler.plugin"
+	TapioSchedulerPlugins        = "tapio.scheduler.plugins"
+	TapioSchedulerPodCount       = "tapio.scheduler.pod.count"
+	TapioSchedulerQuantile       = "tapio.scheduler.quantile"
+	TapioSchedulerQueue          = "tapio.scheduler.queue"
+	TapioSchedulerVictimCount    = "tapio.scheduler.victim.count"
+	TapioSchedulerWindowS        = "tapio.scheduler.window_s"
+	TapioServiceUnit             = "tapio.service.unit"
+	TapioSignal                  = "tapio.signal"
+	TapioSuppressed              = "tapio.suppressed"
 )
 
 // Values of the keys that allow only some.
@@ -81,6 +98,14 @@ const (
 
 	RTTPhaseEnd   = "end"
 	RTTPhaseStart = "start"
+
+	SchedulerLatencyAttempt        = "attempt"
+	SchedulerLatencyExtensionPoint = "extension_point"
+	SchedulerLatencyPod            = "pod"
+
+	SchedulerPhaseEnd     = "end"
+	SchedulerPhaseOngoing = "ongoing"
+	SchedulerPhaseStart   = "start"
 )
 
 // ErrorTypeTimeout is the error.type of an operation that the application gave
@@ -120,7 +145,7 @@ var yesOrNo = []string{"false", "true"}
 // keys is the registry, sorted by name. Nothing changes it.
 var keys = []Key{
 	{Name: ContainerID, Description: "Full id of the container, without a runtime prefix."},
-	{Name: ErrorType, Description: "Errno by name, such as `ECONNREFUSED`, `ETIMEDOUT`, `EHOSTUNREACH`, `ENETUNREACH` or `ECONNRESET`; `timeout` when the application gave up first."},
+	{Name: ErrorType, Description: "Errno by name, such as `ECONNREFUSED`, `ETIMEDOUT`, `EHOSTUNREACH`, `ENETUNREACH` or `ECONNRESET`; `timeout` when the application gave up first. Of `scheduler.unavailable` the class of what failed: `connection_refused`, `timeout`, `unreachable`, `tls`, `unauthorized`, `forbidden`, `redirect`, `http_status`, `too_large`, `not_metrics`, `token`, `no_leader`, or `restarted`."},
 	{Name: HostName, Description: "Name that the node's kernel reports."},
 	{Name: K8sClusterName, Description: "Name of the cluster."},
 	{Name: K8sContainerName, Description: "Name of the container in the pod's specification."},
@@ -168,6 +193,23 @@ var keys = []Key{
 	{Name: TapioRTTEndedBy, Values: []string{RTTEndedByAgentStopped, RTTEndedByBecameNormal, RTTEndedByClosed, RTTEndedByIdle, RTTEndedByRecovered}, Description: "What ended the spike."},
 	{Name: TapioRTTPhase, Values: []string{RTTPhaseEnd, RTTPhaseStart}, Description: "Whether the event is the start of a spike or its end."},
 	{Name: TapioRTTWorstMs, Unit: UnitMilliseconds, Description: "Highest round trip time during the spike."},
+	{Name: TapioSchedulerAttemptCount, Unit: UnitCount, Description: "Attempts within `tapio.scheduler.window_s`: to schedule a pod, for `scheduler.preemption_storm` to preempt others."},
+	{Name: TapioSchedulerBaselineMs, Unit: UnitMilliseconds, Description: "What was learned as normal for `tapio.scheduler.current_ms`."},
+	{Name: TapioSchedulerCurrentMs, Unit: UnitMilliseconds, Description: "The quantile `tapio.scheduler.quantile` of the latency now."},
+	{Name: TapioSchedulerDurationS, Unit: UnitSeconds, Description: "Time since the condition began."},
+	{Name: TapioSchedulerErrorCount, Unit: UnitCount, Description: "Scheduling attempts within `tapio.scheduler.window_s` that ended with an error."},
+	{Name: TapioSchedulerExtensionPoint, Description: "Extension point of the scheduling framework that takes most of the time, such as `PreBind`."},
+	{Name: TapioSchedulerGrowthCount, Unit: UnitCount, Description: "By how many pods the queue grew within `tapio.scheduler.window_s`."},
+	{Name: TapioSchedulerInstance, Description: "Host and port of the scheduler whose metrics tell it."},
+	{Name: TapioSchedulerLatency, Values: []string{SchedulerLatencyAttempt, SchedulerLatencyExtensionPoint, SchedulerLatencyPod}, Description: "Which latency is high: of a pod from the queue to its node, of one attempt to schedule it, or of one extension point."},
+	{Name: TapioSchedulerPhase, Values: []string{SchedulerPhaseEnd, SchedulerPhaseOngoing, SchedulerPhaseStart}, Description: "Whether the condition began, goes on (told once a minute) or is over."},
+	{Name: TapioSchedulerPlugin, Description: "Plugin that takes most of the time of `tapio.scheduler.extension_point`, such as `VolumeBinding`; absent when none was sampled."},
+	{Name: TapioSchedulerPlugins, Description: "Plugins that refuse pods and how many each, the most first: `NodeResourcesFit=3,TaintToleration=1`. A pod may be refused by several."},
+	{Name: TapioSchedulerPodCount, Unit: UnitCount, Description: "Pods that wait: that find no node, or that are in `tapio.scheduler.queue`."},
+	{Name: TapioSchedulerQuantile, Description: "Quantile that is told, such as `0.99`."},
+	{Name: TapioSchedulerQueue, Description: "Queue of the scheduler: `active`, `backoff`, `unschedulable` or `gated`."},
+	{Name: TapioSchedulerVictimCount, Unit: UnitCount, Description: "Pods that were evicted for others within `tapio.scheduler.window_s`."},
+	{Name: TapioSchedulerWindowS, Unit: UnitSeconds, Description: "Time in which was counted."},
 	{Name: TapioServiceUnit, Description: "Systemd unit that owns the process, for what runs outside of pods."},
 	{Name: TapioSignal, Description: "Signal of the agent that the event is about, such as `network`."},
 	{Name: TapioSuppressed, Unit: UnitCount, Description: "Events of this signal and control group that the rate limit held back since the last one that was sent."},

@@ -247,7 +247,7 @@ var kinds = []Kind{
 	{
 		Type:     KindSchedulerUnavailable,
 		Severity: eventv1.Severity_SEVERITY_CRITICAL, Outcome: eventv1.Outcome_OUTCOME_FAILURE,
-		Description: "The scheduler does not answer: no new pod will be placed.",
+		Description: "The scheduler does not answer, does not let its metrics be read, or none leads: whether pods are placed is not known.",
 		Data:        DataK8s,
 	},
 	{

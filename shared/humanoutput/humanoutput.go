@@ -2,6 +2,7 @@
 package humanoutput
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"strconv"
@@ -95,6 +96,8 @@ func who(e *eventv1.Event) string {
 	m := e.GetMetadata()
 	name, pid := m[event.ProcessExecutableName], m[event.ProcessPID]
 	switch {
+	case name == "" && pid == "" && e.GetK8S().GetResourceType() == "Scheduler":
+		return e.GetK8S().GetResourceName()
 	case name == "" && pid == "":
 		return "-"
 	case pid == "":
@@ -130,7 +133,7 @@ func what(e *eventv1.Event) string {
 	case event.KindAgentSignalUnavailable:
 		parts = append(parts, m[event.TapioSignal]+": "+m[event.TapioReason])
 	default:
-		if reason := m[event.TapioReason]; reason != "" {
+		if reason := cmp.Or(m[event.TapioReason], e.GetK8S().GetMessage()); reason != "" {
 			parts = append(parts, reason)
 		}
 	}
