@@ -31,7 +31,7 @@ func component(key string) string { return key[strings.LastIndex(key, "/")+1:] }
 
 // mayDo is what a component may beyond the others: all else is refused.
 type mayDo struct {
-	root, hostPID, hostNetwork, token bool
+	root, hostNetwork, token bool
 	capabilities                      []corev1.Capability
 	hostPaths                         []string
 	apiRules                          []string
@@ -40,7 +40,7 @@ type mayDo struct {
 func permissions() map[string]mayDo {
 	return map[string]mayDo{
 		"tapio": {
-			root: true, hostPID: true, token: true,
+			root: true, token: true,
 			capabilities: []corev1.Capability{"BPF", "PERFMON"},
 			hostPaths:    []string{"/sys/fs/cgroup"},
 			apiRules:     []string{"get jobs.batch", "list pods", "list services", "watch pods"},
@@ -79,7 +79,7 @@ func TestPodsMayDoNoMoreThanTheyNeed(t *testing.T) {
 			t.Run(overlay+"/"+component(key), func(t *testing.T) {
 				may, known := permissions()[component(key)]
 				require.True(t, known)
-				require.Equal(t, may.hostPID, spec.HostPID)
+				require.False(t, spec.HostPID)
 				require.Equal(t, may.hostNetwork, spec.HostNetwork)
 				require.False(t, spec.HostIPC)
 				require.Equal(t, &may.token, spec.AutomountServiceAccountToken)
