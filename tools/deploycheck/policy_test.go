@@ -32,9 +32,9 @@ func component(key string) string { return key[strings.LastIndex(key, "/")+1:] }
 // mayDo is what a component may beyond the others: all else is refused.
 type mayDo struct {
 	root, hostNetwork, token bool
-	capabilities                      []corev1.Capability
-	hostPaths                         []string
-	apiRules                          []string
+	capabilities             []corev1.Capability
+	hostPaths                []string
+	apiRules                 []string
 }
 
 func permissions() map[string]mayDo {
