@@ -5,7 +5,7 @@ import (
 	"crypto/rand"
 	"embed"
 	"fmt"
-	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -111,14 +111,11 @@ func (w *want) wrong(in *ahtiv1.Incident) string {
 	return ""
 }
 
-// matches says whether a text is like a pattern. Alternatives are separated by |.
+// matches says whether a text is like a pattern: * is any text, and alternatives
+// are separated by |.
 func matches(pattern, text string) bool {
-	for p := range strings.SplitSeq(pattern, "|") {
-		if ok, err := path.Match(p, text); err == nil && ok {
-			return true
-		}
-	}
-	return false
+	expression := strings.NewReplacer(`\*`, ".*", `\|`, "|").Replace(regexp.QuoteMeta(pattern))
+	return regexp.MustCompile("^(?:" + expression + ")$").MatchString(text)
 }
 
 // planted makes secrets and remembers them.

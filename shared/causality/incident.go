@@ -655,7 +655,8 @@ func (e *Engine) showCause(c *candidate, confidence float64) *ahtiv1.Cause {
 func round(x float64) float64 { return math.Round(x*1000) / 1000 }
 
 // chain lists the steps from the root to the first symptom, and on to the worst
-// that followed from it.
+// that followed from it, each after what led to it: the times of some events are
+// whole seconds, and would put what was made before what made it.
 func (e *Engine) chain(g *group, primary *run) []*ahtiv1.ChainLink {
 	end := primary
 	for _, r := range g.runs {
@@ -663,7 +664,7 @@ func (e *Engine) chain(g *group, primary *run) []*ahtiv1.ChainLink {
 			end = r
 		}
 	}
-	var links []*ahtiv1.ChainLink
+	var links []*ahtiv1.ChainLink // from the end
 	seen := map[string]bool{}
 	add := func(l *ahtiv1.ChainLink) {
 		if !seen[l.GetEventId()] {
@@ -686,7 +687,7 @@ func (e *Engine) chain(g *group, primary *run) []*ahtiv1.ChainLink {
 		if c == nil {
 			break
 		}
-		for _, m := range between(c, r) {
+		for _, m := range slices.Backward(between(c, r)) {
 			add(&ahtiv1.ChainLink{EventId: m.id, Kind: m.kind, Timestamp: timestamp(m.at), Entity: m.vertex.view(), Text: e.done(m)})
 		}
 		if c.change != nil {
@@ -697,9 +698,7 @@ func (e *Engine) chain(g *group, primary *run) []*ahtiv1.ChainLink {
 		}
 		r = c.run
 	}
-	slices.SortStableFunc(links, func(a, b *ahtiv1.ChainLink) int {
-		return cmp.Or(a.GetTimestamp().AsTime().Compare(b.GetTimestamp().AsTime()), strings.Compare(a.GetEventId(), b.GetEventId()))
-	})
+	slices.Reverse(links)
 	return links
 }
 
@@ -735,5 +734,8 @@ func between(c *candidate, r *run) []*change {
 			}
 		}
 	}
+	// By what owns what, where the API's whole seconds do not tell.
+	slices.Reverse(made)
+	slices.SortStableFunc(made, func(a, b *change) int { return cmp.Compare(a.at, b.at) })
 	return made
 }

@@ -41,8 +41,12 @@ func (e *Engine) summary(g *group, primary *run, believed *candidate, in *ahtiv1
 	return b.String()
 }
 
-// fieldsOf are the changed fields to tell: those that matter, or all.
+// fieldsOf are the changed fields to tell: those that matter, or all. Of what comes
+// or goes no field matters.
 func (c *candidate) fieldsOf(ch *change) []field {
+	if !strings.HasSuffix(ch.kind, ".updated") {
+		return nil
+	}
 	if c.change == ch && len(c.fields) > 0 {
 		return c.fields
 	}

@@ -54,7 +54,8 @@ func run(ctx context.Context, args []string) error {
 func serve(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("serve", flag.ExitOnError)
 	address := flags.String("listen", ":8080", "address to serve on")
-	memory := flags.Int("memory", 0, "MiB to hold from the start")
+	memory := flags.Int("memory", 0, "MiB to hold")
+	after := flags.Duration("after", 0, "when to take the memory")
 	leak := flags.Int("leak", 0, "MiB a second to take and never give back")
 	config := flags.String("config", "", "file that has to have the line mode=good, then and later")
 	mode := flags.String("mode", os.Getenv("MODE"), "good, or else it ends at the start")
@@ -69,7 +70,8 @@ func serve(ctx context.Context, args []string) error {
 	if err := check(*config); err != nil {
 		return err
 	}
-	held := hold(nil, *memory)
+	var held [][]byte
+	take := time.After(*after)
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", *address)
 	if err != nil {
 		return fmt.Errorf("serve: %w", err)
@@ -84,6 +86,8 @@ func serve(ctx context.Context, args []string) error {
 		case <-ctx.Done():
 			time.Sleep(*grace) // who was told of this address may still call
 			return nil
+		case <-take:
+			held = hold(held, *memory)
 		case <-recheck.C:
 			if err := check(*config); err != nil {
 				return err
