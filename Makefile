@@ -62,6 +62,12 @@ demo: build ## start the whole chain on this machine, break a server, and see it
 	go build -trimpath -o bin/demo ./e2e/demo
 	$(SUDO) bin/demo
 
+# docs/e2e.md tells what it does. As root, because the tool that needs no registry
+# does.
+e2e: build ## prove the whole chain on a kind cluster (SCENARIO=name, E2E_KEEP=1, E2E_NODE_IMAGE=...)
+	go build -trimpath -o bin/e2e ./e2e/cluster
+	$(if $(SUDO),$(SUDO) -E) bin/e2e
+
 # A real API server for the tests of what watches one.
 export KUBEBUILDER_ASSETS ?= $(CURDIR)/.cache/kube
 $(CURDIR)/.cache/kube/kube-apiserver:
