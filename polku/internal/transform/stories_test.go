@@ -13,6 +13,7 @@ import (
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	"github.com/yairfalse/tapio/shared/causality"
+	"github.com/yairfalse/tapio/shared/event"
 )
 
 // finding is an incident that a story leads to.
@@ -279,6 +280,28 @@ func stories() []struct {
 				}
 				s.refused(16*sec, c.webPod, "10.244.1.5", "8080")
 				s.change(47*sec, c.api, "updated", "status.conditions[Progressing].reason: ReplicaSetUpdated -> NewReplicaSetAvailable")
+			},
+		},
+		{
+			name: "probes: refused before a pod listens, and cut short by who probes", until: 4 * time.Minute, want: nil,
+			tell: func(s *story, c *cluster) {
+				_, ps := c.rollout(s, 0, "8e1f", 2, "spec.template.spec.containers[api].image: reg/api:1 -> reg/api:2")
+				for i, p := range ps {
+					c.started(s, 2*sec, p)
+					for j := range 4 {
+						s.send(2*sec+time.Duration(j)*sec, &eventv1.Event{
+							Source: "tapio", EventType: event.KindNetworkConnectionRefused, Severity: eventv1.Severity_SEVERITY_ERROR, Outcome: eventv1.Outcome_OUTCOME_FAILURE,
+							Metadata: map[string]string{
+								event.HostName: "n1", event.K8sNodeName: "n1", event.TapioServiceUnit: "kubelet.service", event.ProcessExecutableName: "kubelet", event.ProcessLinuxCgroup: "/kubelet.slice/kubelet.service",
+								event.NetworkPeerAddress: fmt.Sprintf("10.244.1.%d", 20+i), event.NetworkPeerPort: "8080", event.TapioNetworkRole: event.RoleClient, event.TapioPeerKind: event.PeerPod,
+							},
+						})
+					}
+					for j := range 20 {
+						s.agent(10*sec+time.Duration(10*j)*sec, p, event.KindNetworkConnectionReset, eventv1.Severity_SEVERITY_WARNING, event.ErrorType, "ECONNRESET",
+							event.TapioNetworkRole, event.RoleServer, event.NetworkPeerAddress, "10.244.1.1", event.NetworkLocalAddress, fmt.Sprintf("10.244.1.%d", 20+i), event.NetworkLocalPort, "8080")
+					}
+				}
 			},
 		},
 		{
@@ -767,6 +790,32 @@ func TestStories(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestChainBeginsWithItsCause: the API writes when something was made in whole seconds,
+// so what a rollout made seems to be older than it.
+func TestChainBeginsWithItsCause(t *testing.T) {
+	modes, err := causality.ReadModes(causality.DefaultModes())
+	require.NoError(t, err)
+	s := &story{t: t}
+	c := newCluster(s)
+	s.change(300*ms, c.api, "updated", "spec.template.spec.containers[api].image: reg/api:1 -> reg/api:oops")
+	rs := newObject("ReplicaSet", "shop", "api-8e1f", c.api)
+	p := c.pod(rs, c.api, "p0000", nil, "")
+	s.change(0, p, "created")
+	s.change(0, rs, "created")
+	s.warning(0, p, "Failed", `Failed to pull image "reg/api:oops": not found`, "api")
+	e := newEngine(t, modes)
+	for _, ev := range s.events {
+		e.Apply(ev)
+	}
+	got := e.Incidents(noon.Add(time.Minute))
+	require.Len(t, got, 1)
+	var kinds []string
+	for _, l := range got[0].GetChain() {
+		kinds = append(kinds, l.GetKind())
+	}
+	require.Equal(t, []string{"k8s.deployment.updated", "k8s.replicaset.created", "k8s.pod.created", "k8s.event.Failed"}, kinds)
 }
 
 // requireNothingElse asks after each event, in the order of time: what is an incident
