@@ -94,10 +94,15 @@ func sufferers(in *ahtiv1.Incident) []*ahtiv1.Entity {
 	return all
 }
 
-// firstSymptom is when the first thing suffered.
-func firstSymptom(in *ahtiv1.Incident) time.Time {
+// firstSymptom is when the first thing suffered that counts.
+func firstSymptom(in *ahtiv1.Incident, wants []want) time.Time {
 	first := time.Time{}
 	for _, s := range in.GetSymptoms() {
+		if slices.ContainsFunc(wants, func(w want) bool {
+			return w.first != "" && !matches(w.first, s.GetKind()+" "+nameOf(s.GetEntity()))
+		}) {
+			continue
+		}
 		if at := s.GetFirstAt().AsTime(); first.IsZero() || at.Before(first) {
 			first = at
 		}

@@ -98,7 +98,7 @@ func (j *judge) innocents(outcomes []*outcome) []string {
 	defer j.mu.Unlock()
 	for _, t := range j.told {
 		// Those of the scenarios are judged with them.
-		if !slices.ContainsFunc(outcomes, func(o *outcome) bool { return o.scenario.mine(t.in, j.faulty()) }) {
+		if !slices.ContainsFunc(outcomes, func(o *outcome) bool { return o.mine(t.in, j.faulty()) }) {
 			all = append(all, fmt.Sprintf("%s (told for %.1f s)", t.in.GetSummary(), t.last.Sub(t.first).Seconds()))
 		}
 	}
@@ -110,7 +110,7 @@ func (j *judge) innocents(outcomes []*outcome) []string {
 // knows of them.
 func (j *judge) attribution(events []*ahtiv1.AhtiEvent) (string, []string) {
 	var problems []string
-	attributed := 0
+	attributed, partial := 0, 0
 	told := map[string]string{} // who told it, by what was told
 	for _, ev := range events {
 		if ev.GetSource() != "tapio" || strings.HasPrefix(ev.GetSubtype(), "agent.") {
@@ -120,7 +120,12 @@ func (j *judge) attribution(events []*ahtiv1.AhtiEvent) (string, []string) {
 		what := fmt.Sprintf("%s of %s at %s", ev.GetSubtype(), l["process.executable.name"], ev.GetTimestamp().AsTime().Format(time.TimeOnly))
 		h, known := j.pods.home(l["container.id"])
 		said := home{l["k8s.namespace.name"], l["k8s.pod.name"], l["k8s.pod.uid"], l["k8s.container.name"], l["k8s.node.name"]}
+		// A container that ends as it starts has no name yet that the API tells.
+		nameless := h
+		nameless.container = ""
 		switch {
+		case known && said == nameless && l["tapio.attribution"] == "partial":
+			partial++
 		case known && said != h:
 			problems = append(problems, fmt.Sprintf("%s: told of %+v, was of %+v", what, said, h))
 		case known:
@@ -137,7 +142,7 @@ func (j *judge) attribution(events []*ahtiv1.AhtiEvent) (string, []string) {
 		}
 		told[same] = said.node
 	}
-	return fmt.Sprintf("%d events of agents in containers have the right pod, and one agent told each", attributed), problems
+	return fmt.Sprintf("%d events of agents have the right container, %d only its pod, and one agent told each", attributed, partial), problems
 }
 
 // leaks searches everything that left for the secrets that were planted.

@@ -23,6 +23,8 @@ const (
 	calm = 6 * time.Second
 	// defaultWithin is how long a scenario may take until it is explained.
 	defaultWithin = 90 * time.Second
+	// laterWithin is how long the scheduler-scraper may take to see the same.
+	laterWithin = time.Minute
 	// lookEvery is how often AHTI is asked.
 	lookEvery = 200 * time.Millisecond
 )
@@ -48,6 +50,7 @@ type telling struct {
 type outcome struct {
 	scenario
 	fault     time.Time
+	mended    time.Time
 	symptom   time.Time // the first one
 	explained time.Time // when the answer was right for the first time
 	problems  []string
@@ -126,6 +129,19 @@ func (j *judge) runAll(ctx context.Context, chosen []scenario, atOnce int) []*ou
 	return outcomes
 }
 
+// slack is how far the times of a cluster may be off: many are whole seconds.
+const slack = 2 * time.Second
+
+// mine says whether an incident is about what happens in the scenario. Of those about
+// a node, it is those that began while it was broken.
+func (o *outcome) mine(in *ahtiv1.Incident, node string) bool {
+	if touches(in, o.namespace()) {
+		return true
+	}
+	at := in.GetStartedAt().AsTime()
+	return o.onNode && involves(in, node) && !o.fault.IsZero() && at.After(o.fault.Add(-slack)) && (o.mended.IsZero() || at.Before(o.mended))
+}
+
 func (o *outcome) problem(format string, args ...any) {
 	o.problems = append(o.problems, fmt.Sprintf(format, args...))
 }
@@ -140,6 +156,7 @@ func (j *judge) play(ctx context.Context, o *outcome) {
 	if err := j.do(context.WithoutCancel(ctx), &o.scenario, o.mends); err != nil {
 		o.problem("mend what was broken: %v", err)
 	}
+	o.mended = time.Now()
 	if len(o.problems) == 0 {
 		say("%s: right%s", o.name, o.times())
 		return
@@ -156,8 +173,10 @@ func (j *judge) perform(ctx context.Context, o *outcome) error {
 	if o.unsettled {
 		o.fault = time.Now()
 	}
-	if err := j.set(ctx, &o.scenario); err != nil {
-		return err
+	if !o.early {
+		if err := j.set(ctx, &o.scenario); err != nil {
+			return err
+		}
 	}
 	if !o.unsettled {
 		if early := j.mine(o); len(early) > 0 {
@@ -189,12 +208,26 @@ func (j *judge) perform(ctx context.Context, o *outcome) error {
 	}
 	_, o.explained, _ = j.now()
 	for _, in := range j.mine(o) {
-		if at := firstSymptom(in); o.symptom.IsZero() || at.Before(o.symptom) {
+		if at := firstSymptom(in, o.want); o.symptom.IsZero() || at.Before(o.symptom) {
 			o.symptom = at
 		}
 	}
 	if took := o.explained.Sub(o.symptom); took > explainWithin {
 		o.problem("explained only %.1f s after the first symptom", took.Seconds())
+	}
+	for _, w := range o.want {
+		if err := until(ctx, laterWithin, "others tell the same", func() error {
+			for _, in := range j.mine(o) {
+				if w.wrong(in) == "" {
+					if missing := lacks(in, w.later); missing != "" {
+						return errors.New(missing)
+					}
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
 	}
 	// It has to stay right.
 	for end := time.Now().Add(calm); time.Now().Before(end) && ctx.Err() == nil; pause(ctx, lookEvery) {
@@ -256,10 +289,10 @@ func (j *judge) wavered(o *outcome) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, t := range j.told {
-		if t.last.Before(j.at) && o.scenario.mine(t.in, j.faulty()) {
+		if t.last.Before(j.at) && o.mine(t.in, j.faulty()) {
 			took := t.last.Sub(t.first)
 			o.notes = append(o.notes, fmt.Sprintf("told for %.1f s before: %s", took.Seconds(), t.in.GetSummary()))
-			if took > explainWithin {
+			if took > explainWithin && !o.patient {
 				o.problem("told for %.1f s, and not any more: %s", took.Seconds(), t.in.GetSummary())
 			}
 		}

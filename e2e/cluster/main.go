@@ -94,14 +94,20 @@ func run(ctx context.Context, s settings) (err error) {
 	if err := m.images(ctx, s.project); err != nil {
 		return err
 	}
-	sys, err := deploy(ctx, m)
+	sys, err := newSystem(ctx, m)
 	if err != nil {
-		return errors.Join(err, (&system{machine: m}).logs(s.folder))
+		return err
 	}
 	defer sys.close()
+	j := newJudge(sys)
+	if err := j.setEarly(ctx, chosen); err != nil {
+		return err
+	}
+	if err := sys.deploy(ctx); err != nil {
+		return errors.Join(err, sys.logs(s.folder))
+	}
 	say("deployed and ready after %s", time.Since(began).Round(time.Second))
 
-	j := newJudge(sys)
 	outcomes := j.runAll(ctx, chosen, s.atOnce)
 	err = j.verdict(context.WithoutCancel(ctx), outcomes)
 	say("the suite took %s; logs and findings are in %s", time.Since(began).Round(time.Second), s.folder)

@@ -51,6 +51,11 @@ type scenario struct {
 	onNode bool
 	// unsettled says that pods need not become ready before the fault.
 	unsettled bool
+	// early says that it is set up before the system: nobody saw what it was made of.
+	early bool
+	// patient says that the cluster itself takes long to notice. Until then it may be
+	// told that nothing explains what suffers already.
+	patient bool
 	// within is how long the whole may take; a minute and a half if not set.
 	within time.Duration
 }
@@ -62,6 +67,8 @@ type want struct {
 	mode     string   // how it leads to the symptom; empty when nothing does
 	chain    []string // steps in their order, "event object"; others may be between
 	symptoms []string // "event object" that have to be among the symptoms
+	first    string   // the symptom from which on time counts; the first of all when empty
+	later    []string // the same for what others tell at their own pace
 	says     []string // parts of the summary
 	ask      string   // what people would ask about; AHTI has to give the same answer
 }
@@ -69,10 +76,9 @@ type want struct {
 // namespace is where a scenario happens.
 func (c *scenario) namespace() string { return prefix + c.name }
 
-// mine says whether an incident is about what happens in the scenario.
-func (c *scenario) mine(in *ahtiv1.Incident, node string) bool {
-	return touches(in, c.namespace()) || c.onNode && (in.GetRoot().GetName() == node ||
-		slices.ContainsFunc(sufferers(in), func(e *ahtiv1.Entity) bool { return e.GetName() == node }))
+// involves says whether an incident is about a node.
+func involves(in *ahtiv1.Incident, node string) bool {
+	return in.GetRoot().GetName() == node || slices.ContainsFunc(sufferers(in), func(e *ahtiv1.Entity) bool { return e.GetName() == node })
 }
 
 // wrong says what is wrong with an answer; empty when it is what was wanted.
@@ -96,16 +102,24 @@ func (w *want) wrong(in *ahtiv1.Incident) string {
 		}
 		at += next + 1
 	}
-	for _, symptom := range w.symptoms {
-		if !slices.ContainsFunc(in.GetSymptoms(), func(s *ahtiv1.Symptom) bool {
-			return matches(symptom, s.GetKind()+" "+nameOf(s.GetEntity()))
-		}) {
-			return fmt.Sprintf("%q is not among the symptoms", symptom)
-		}
+	if missing := lacks(in, w.symptoms); missing != "" {
+		return missing
 	}
 	for _, part := range w.says {
 		if !strings.Contains(in.GetSummary(), part) {
 			return fmt.Sprintf("the summary does not say %q", part)
+		}
+	}
+	return ""
+}
+
+// lacks says which symptom an incident does not have; empty when it has all.
+func lacks(in *ahtiv1.Incident, symptoms []string) string {
+	for _, symptom := range symptoms {
+		if !slices.ContainsFunc(in.GetSymptoms(), func(s *ahtiv1.Symptom) bool {
+			return matches(symptom, s.GetKind()+" "+nameOf(s.GetEntity()))
+		}) {
+			return fmt.Sprintf("%q is not among the symptoms", symptom)
 		}
 	}
 	return ""
@@ -146,6 +160,18 @@ type stage struct {
 // fill replaces all marks.
 func (s *stage) fill(text string) string {
 	return s.secrets.fill(strings.NewReplacer(imageMark, testImage+":1", nodeMark, s.faulty()).Replace(text))
+}
+
+// setEarly sets up what has to be there before the system is.
+func (s *stage) setEarly(ctx context.Context, chosen []scenario) error {
+	for i := range chosen {
+		if chosen[i].early {
+			if err := s.set(ctx, &chosen[i]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // set makes the namespace of a scenario and what is in it, and waits until it works.

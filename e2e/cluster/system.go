@@ -52,17 +52,18 @@ type system struct {
 	ahti  string    // URL of AHTI
 	pods  *pods
 
-	stop context.CancelFunc
-	done sync.WaitGroup
+	children context.Context // of the programs that look
+	stop     context.CancelFunc
+	done     sync.WaitGroup
 }
 
 // faulty is the node that scenarios may break.
 func (s *system) faulty() string { return s.nodes[len(s.nodes)-1] }
 
-// deploy applies the manifests and waits until everything is ready.
-func deploy(ctx context.Context, m *machine) (_ *system, err error) {
+// newSystem prepares a cluster, and watches its pods.
+func newSystem(ctx context.Context, m *machine) (_ *system, err error) {
 	children, stop := context.WithCancel(ctx)
-	s := &system{machine: m, stop: stop}
+	s := &system{machine: m, children: children, stop: stop}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -78,39 +79,38 @@ func deploy(ctx context.Context, m *machine) (_ *system, err error) {
 	if err := s.clean(ctx); err != nil {
 		return nil, err
 	}
-	api, err := s.proxy(children)
-	if err != nil {
+	if s.api, err = s.proxy(children); err != nil {
 		return nil, err
 	}
-	s.api = api
 	s.pods = newPods(s.api)
 	s.done.Go(func() { s.pods.follow(children) })
+	return s, nil
+}
 
+// deploy applies the manifests and waits until everything is ready.
+func (s *system) deploy(ctx context.Context) error {
 	say("deploying %s ...", overlay)
 	s.since = time.Now()
 	// What is judged must not be on the node that breaks.
-	if _, err := m.kubectl(ctx, "cordon", s.faulty()); err != nil {
-		return nil, err
+	if _, err := s.kubectl(ctx, "cordon", s.faulty()); err != nil {
+		return err
 	}
-	if _, err := m.kubectl(ctx, "apply", "-k", filepath.Join(m.project, overlay)); err != nil {
-		return nil, err
+	if _, err := s.kubectl(ctx, "apply", "-k", filepath.Join(s.project, overlay)); err != nil {
+		return err
 	}
-	workloads, err := m.kubectl(ctx, "-n", namespace, "get", "daemonsets,deployments,statefulsets", "-o", "name")
+	workloads, err := s.kubectl(ctx, "-n", namespace, "get", "daemonsets,deployments,statefulsets", "-o", "name")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, w := range strings.Fields(workloads) {
-		if _, err := m.kubectl(ctx, "-n", namespace, "rollout", "status", w, "--timeout", readyWithin.String()); err != nil {
-			return nil, err
+		if _, err := s.kubectl(ctx, "-n", namespace, "rollout", "status", w, "--timeout", readyWithin.String()); err != nil {
+			return err
 		}
 	}
-	if _, err := m.kubectl(ctx, "uncordon", s.faulty()); err != nil {
-		return nil, err
+	if _, err := s.kubectl(ctx, "uncordon", s.faulty()); err != nil {
+		return err
 	}
-	if err := s.forward(children); err != nil {
-		return nil, err
-	}
-	return s, nil
+	return s.forward(s.children)
 }
 
 // clean removes what an earlier run left in a cluster that was kept.

@@ -394,7 +394,9 @@ func (e *Engine) followed(c *change, from *candidate) bool {
 		return false
 	}
 	scaled := o.vertex.kind == ahtiv1.EntityType_ENTITY_TYPE_HPA && c.onlyReplicas()
-	return (scaled || followsOwner(c.kind)) && (slices.Contains(from.path, c.vertex) || e.owned(c.vertex, o.vertex))
+	// What a thing owns follows from it, never the other way round.
+	return (scaled || followsOwner(c.kind)) && !e.owned(o.vertex, c.vertex) &&
+		(slices.Contains(from.path, c.vertex) || e.owned(c.vertex, o.vertex))
 }
 
 // followsOwner says whether controllers make such changes by themselves.

@@ -471,8 +471,25 @@ func (e *Engine) opened(g *group, now time.Time) bool {
 		if r.times() >= enough || counts[r.name] >= crowd*enough {
 			return true
 		}
+		// A Service without endpoints refuses some and lets others wait, as the kernel
+		// limits how often it refuses.
+		if call := r.call(); call != "" {
+			if counts[call] += r.times(); counts[call] >= enough {
+				return true
+			}
+		}
 	}
 	return false
+}
+
+// call names who fails to connect to whom, however that shows; empty for other
+// symptoms.
+func (r *run) call() string {
+	switch r.name {
+	case "connection_refused", "connection_timeout", "connection_unreachable":
+		return r.vertex.id + "\x00" + r.about
+	}
+	return ""
 }
 
 // infancy is how long a pod or a node may take to become ready.

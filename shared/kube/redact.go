@@ -13,6 +13,8 @@ import (
 	"unicode/utf8"
 
 	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/yairfalse/tapio/shared/event"
 )
 
 const (
@@ -54,7 +56,7 @@ func (r *Redactor) Digest(value string) string {
 	mac := hmac.New(sha256.New, r.key)
 	mac.Write([]byte(value))
 	var sum [sha256.Size]byte
-	return "digest:" + hex.EncodeToString(mac.Sum(sum[:0])[:digestBytes])
+	return event.DigestPrefix + hex.EncodeToString(mac.Sum(sum[:0])[:digestBytes])
 }
 
 // Blob returns what is told of a value that is long or binary.

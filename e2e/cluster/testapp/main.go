@@ -16,11 +16,8 @@ import (
 	"time"
 )
 
-// Intervals of the loops.
-const (
-	configInterval = time.Second
-	leakInterval   = 100 * time.Millisecond
-)
+// configInterval is how often the configuration is read again.
+const configInterval = time.Second
 
 // callTimeout is how long one call may take, the look-up of the name included.
 const callTimeout = 2 * time.Second
@@ -56,7 +53,7 @@ func serve(ctx context.Context, args []string) error {
 	address := flags.String("listen", ":8080", "address to serve on")
 	memory := flags.Int("memory", 0, "MiB to hold")
 	after := flags.Duration("after", 0, "when to take the memory")
-	leak := flags.Int("leak", 0, "MiB a second to take and never give back")
+	leak := flags.Int("leak", 0, "MiB to take with each call and never give back")
 	config := flags.String("config", "", "file that has to have the line mode=good, then and later")
 	mode := flags.String("mode", os.Getenv("MODE"), "good, or else it ends at the start")
 	grace := flags.Duration("grace", 0, "how long to go on serving after SIGTERM")
@@ -77,10 +74,9 @@ func serve(ctx context.Context, args []string) error {
 		return fmt.Errorf("serve: %w", err)
 	}
 	defer l.Close() //nolint:errcheck // the process ends
-	go greet(l)
+	calls := make(chan struct{})
+	go greet(l, calls)
 	recheck := time.NewTicker(configInterval)
-	more := time.NewTicker(leakInterval)
-	left := 0
 	for {
 		select {
 		case <-ctx.Done():
@@ -92,21 +88,20 @@ func serve(ctx context.Context, args []string) error {
 			if err := check(*config); err != nil {
 				return err
 			}
-		case <-more.C:
-			left += *leak * int(leakInterval/time.Millisecond)
-			held = hold(held, left/1000)
-			left %= 1000
+		case <-calls:
+			held = hold(held, *leak)
 		}
 	}
 }
 
-func greet(l net.Listener) {
+func greet(l net.Listener, calls chan<- struct{}) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
 			return
 		}
 		go func() {
+			calls <- struct{}{}
 			_, _ = io.WriteString(c, "hello\n") // whoever calls may be gone
 			_ = c.Close()
 		}()

@@ -190,6 +190,37 @@ func stories() []struct {
 			},
 		},
 		{
+			name: "a Service is deleted, and who keeps its address waits in vain", until: 2 * time.Minute, want: []finding{{"service/api", "service_deleted", "time out"}},
+			tell: func(s *story, c *cluster) {
+				s.change(0, c.svc, "deleted")
+				s.change(100*ms, c.slice, "deleted")
+				for i := range 20 {
+					s.agent(5*sec+time.Duration(2*i)*sec, c.webPod, event.KindNetworkConnectionTimeout, eventv1.Severity_SEVERITY_ERROR, event.NetworkPeerAddress, "10.96.0.9", event.NetworkPeerPort, "80", event.ErrorType, "timeout", event.TapioNetworkRole, event.RoleClient)
+				}
+				for i := range 4 {
+					s.agent(20*sec+time.Duration(2*i)*sec, c.apiA, event.KindNetworkConnectionReset, eventv1.Severity_SEVERITY_WARNING, event.ErrorType, "ECONNRESET",
+						event.TapioNetworkRole, event.RoleServer, event.NetworkPeerAddress, "10.244.1.1", event.NetworkLocalAddress, "10.244.1.5", event.NetworkLocalPort, "8080")
+				}
+			},
+		},
+		{
+			name: "new claim of an unknown class", until: 2 * time.Minute, want: []finding{{"pvc/data", "", "cannot be had"}},
+			tell: func(s *story, c *cluster) {
+				claim := newObject("PersistentVolumeClaim", "shop", "data")
+				s.change(0, claim, "created", "metadata.creationTimestamp:  -> 2026-03-03T14:00:00Z", "spec.storageClassName:  -> nowhere")
+				db := newObject("Deployment", "shop", "db").link("mounts", claim)
+				rs := newObject("ReplicaSet", "shop", "db-1", db)
+				p := newObject("Pod", "shop", "db-1-x", rs, db).link("mounts", claim)
+				for _, o := range []*object{db, rs, p} {
+					s.change(0, o, "created", "metadata.creationTimestamp:  -> 2026-03-03T14:00:00Z")
+				}
+				for i := range 2 {
+					s.warning(0, p, "FailedScheduling", "0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims.")
+					s.warning(time.Duration(15*i)*sec, claim, "ProvisioningFailed", `storageclass.storage.k8s.io "nowhere" not found`)
+				}
+			},
+		},
+		{
 			name: "quota", until: 11 * time.Minute, want: []finding{{"deployment/api", "scaled_beyond_quota", "exceeded quota"}},
 			tell: func(s *story, c *cluster) {
 				s.change(0, c.api, "updated", "spec.replicas: 2 -> 20", "metadata.generation: 4 -> 5")
