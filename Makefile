@@ -18,7 +18,7 @@ TOOLS  := bin/tools/golangci-lint
 SHELL  := /bin/bash -o pipefail
 
 .DEFAULT_GOAL := help
-.PHONY: help setup generate build run demo test lint test-kernels ledger bench fuzz clean
+.PHONY: help setup generate build images run demo test deploy-check lint test-kernels ledger bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,15 @@ build: ## build the binaries and print their sizes
 	CGO_ENABLED=0 go build -p 2 -buildvcs=auto -trimpath -ldflags '-s -w' -o bin/ $(COMMANDS)
 	@stat -c '%n: %s bytes' $(addprefix bin/,$(notdir $(COMMANDS)))
 
+# REGISTRY goes before their names, GO_IMAGE is what they are built in.
+images: TAG ?= 0.1.0
+images: ## build an image of each binary (REGISTRY=..., TAG=0.1.0, GO_IMAGE=...)
+	@set -e; for binary in $(notdir $(COMMANDS)); do \
+		docker build -f deploy/Dockerfile -t $(addsuffix /,$(REGISTRY))$$binary:$(TAG) \
+			--build-arg BINARY=$$binary --build-arg VERSION=$(TAG) --build-arg REVISION=$$(git rev-parse HEAD) \
+			$(if $(GO_IMAGE),--build-arg GO_IMAGE=$(GO_IMAGE)) .; \
+	done
+
 run: build ## run the agent on this machine: anomalies, one a line (FLAGS="--output json")
 	$(SUDO) bin/tapio $(FLAGS)
 
@@ -58,10 +67,16 @@ test: bin/tools/testrun bin/tools/otelcol ## run all tests on this machine's ker
 		testrun -allow-skip '^github.com/yairfalse/tapio/bpf/kernels/' $(WITHOUT_DATA)
 	GOWORK=off go test -C tools/testrun -json ./... | testrun
 
+# KUBEBUILDER_ASSETS names a folder with etcd and kube-apiserver.
+deploy-check: build bin/tools/testrun ## check that Kustomize and Helm describe the same, which may no more than it needs
+	GOWORK=off go test -C tools/deploycheck -count=1 -json ./... | \
+		testrun $(if $(KUBEBUILDER_ASSETS),,-allow-skip TestAnAPIServerTakesItAll)
+
 lint: $(TOOLS) ## check style, imports, and that generated code is current
 	golangci-lint run $(MODULES)
 	cd tools/testrun && GOWORK=off golangci-lint run ./...
 	cd tools/otelcol && GOWORK=off golangci-lint run ./...
+	cd tools/deploycheck && GOWORK=off golangci-lint run ./...
 	cd proto && buf lint && buf format -d --exit-code
 	tools/check-generated.sh
 	shellcheck .ci/run bpf/kernels/fetch bpf/kernels/test tools/*.sh

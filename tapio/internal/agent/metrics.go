@@ -29,7 +29,7 @@ func newMetrics(a *agent) *metrics {
 		events:       map[string]uint64{},
 		seen:         desc("signal_seen_total", "Decisions that the kernel programs made: kept + suppressed + lost.", "signal", "reason"),
 		kept:         desc("signal_kept_total", "Decisions that became events.", "signal", "reason"),
-		suppressed:   desc("signal_suppressed_total", "Decisions held back on purpose: not an anomaly, over the rate limit, out of the user's scope.", "signal", "reason", "why"),
+		suppressed:   desc("signal_suppressed_total", "Decisions held back on purpose: not an anomaly, over the rate limit, out of the user's scope, of another node on the same kernel.", "signal", "reason", "why"),
 		lost:         desc("signal_lost_total", "Decisions that should have become events and did not.", "signal", "reason", "why"),
 		eventsSent:   desc("events_total", "Events that were handed to the outputs.", "event_type"),
 		mapBytes:     desc("kernel_map_bytes", "Memory of the kernel maps.", "observer"),
@@ -101,6 +101,7 @@ func (m *metrics) collectLine(counter func(*prometheus.Desc, uint64, ...string),
 	counter(m.suppressed, l.Normal, signal, reason, "normal")
 	counter(m.suppressed, l.Limited, signal, reason, "rate_limit")
 	counter(m.suppressed, l.Scope, signal, reason, "scope")
+	counter(m.suppressed, l.Foreign, signal, reason, "foreign")
 	counter(m.lost, l.RingFull, signal, reason, "ring_full")
 	counter(m.lost, l.Undecodable, signal, reason, "undecodable")
 	counter(m.lost, l.Unsent, signal, reason, "unsent")

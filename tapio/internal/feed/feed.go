@@ -5,6 +5,7 @@ package feed
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -14,6 +15,10 @@ import (
 	"github.com/yairfalse/tapio/bpf"
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 )
+
+// ErrForeign is the error of a handler whose record is of another node on the
+// same kernel.
+var ErrForeign = errors.New("of another node")
 
 // Handler turns a record into an event. A nil event without an error means
 // that it is none of the user's business (out of scope). weight is how many of
@@ -59,6 +64,7 @@ type table struct {
 type books struct {
 	made        atomic.Uint64 // by the agent, seen and kept
 	scope       atomic.Uint64 // suppressed
+	foreign     atomic.Uint64 // suppressed
 	undecodable atomic.Uint64 // lost
 	unsent      atomic.Uint64 // lost: emit did not take it
 	unclaimed   atomic.Uint64 // lost: the observer was just restarting
@@ -150,6 +156,8 @@ func (f *Feed) record(record []byte) {
 	}
 	e, weight, err := f.call(to.handle, to.sub, record)
 	switch {
+	case errors.Is(err, ErrForeign):
+		f.books[s].foreign.Add(weight)
 	case err != nil:
 		f.books[s].undecodable.Add(max(weight, 1))
 		f.log.Warn("kernel record not understood", "signal", s.String(), "error", err)
@@ -192,6 +200,7 @@ type Line struct {
 	Normal  uint64 // suppressed: not an anomaly
 	Limited uint64 // suppressed: the cgroup had its share
 	Scope   uint64 // suppressed: the user asked not to see it
+	Foreign uint64 // suppressed: it happened on another node of the same kernel
 
 	RingFull    uint64 // lost: the agent did not read fast enough
 	Undecodable uint64 // lost: the record made no sense
@@ -200,7 +209,7 @@ type Line struct {
 }
 
 // Suppressed returns what was held back on purpose.
-func (l Line) Suppressed() uint64 { return l.Normal + l.Limited + l.Scope }
+func (l Line) Suppressed() uint64 { return l.Normal + l.Limited + l.Scope + l.Foreign }
 
 // Lost returns what should have been an event and is not.
 func (l Line) Lost() uint64 { return l.RingFull + l.Undecodable + l.Unsent + l.Unclaimed }
@@ -215,6 +224,7 @@ func (f *Feed) Accounting() ([]Line, error) {
 		b, l := &f.books[i], &lines[i]
 		l.Signal = bpf.Signal(i)
 		l.Scope = b.scope.Load()
+		l.Foreign = b.foreign.Load()
 		l.Undecodable = b.undecodable.Load()
 		l.Unsent = b.unsent.Load()
 		l.Unclaimed = b.unclaimed.Load()
@@ -226,7 +236,7 @@ func (f *Feed) Accounting() ([]Line, error) {
 	}
 	for i, c := range counters {
 		l := &lines[i]
-		l.Kept = c.Kept + l.Seen - l.Scope - l.Undecodable - l.Unsent - l.Unclaimed
+		l.Kept = c.Kept + l.Seen - l.Scope - l.Foreign - l.Undecodable - l.Unsent - l.Unclaimed
 		l.Seen += c.Seen
 		l.Normal, l.Limited, l.RingFull = c.Normal, c.Limited, c.Lost
 	}

@@ -104,6 +104,12 @@ func (n *Node) Watch(ctx context.Context, name string, ready func(), sub *feed.S
 	}
 }
 
+// Foreign reports whether a record is of another node on the same kernel: an
+// agent tells only of its own.
+func (n *Node) Foreign(h *bpf.Head) bool {
+	return n.Owners.Foreign(owner.Cgroup{Hierarchy: h.Hierarchy, ID: h.CgroupId})
+}
+
 // NewEvent begins an event of a kind with what every record's head tells: when,
 // which process, and whose.
 func (n *Node) NewEvent(kind string, h *bpf.Head) (*eventv1.Event, owner.Entry) {

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // rootID is the id of every hierarchy's root cgroup, whatever is mounted where.
@@ -23,12 +25,53 @@ type hierarchy struct {
 	// whole says that the root of the hierarchy is mounted, so that a cgroup
 	// that is not below dir does not exist.
 	whole bool
+
+	// part says that more of the hierarchy exists than is mounted: the node that
+	// we observe is itself a container, as in kind, and the kernel tells of its
+	// neighbours, too.
+	part bool
+
+	// prefix is the true path of the mounted cgroup where only a part is
+	// mounted, as the kernel's events have it; empty until one tells.
+	prefix string
+}
+
+// learn finds out where the mounted part lies in the hierarchy, from a cgroup
+// that exists and the path that the kernel gave it: what stands before the path
+// that leads to it from the mount. It reports whether it did. Names repeat on
+// every node, so only the id counts.
+func (h *hierarchy) learn(id uint64, path string) bool {
+	for i := 1; i < len(path); i++ {
+		next := strings.IndexByte(path[i:], '/')
+		if next < 0 {
+			return false
+		}
+		i += next
+		if got, err := inode(h.dir + path[i:]); err == nil && got == id {
+			h.prefix = path[:i]
+			return true
+		}
+	}
+	return false
+}
+
+// within returns a path of the kernel as it is seen from the mount, and whether
+// it lies there.
+func (h *hierarchy) within(path string) (string, bool) {
+	if h.prefix == "" {
+		return path, false
+	}
+	rest, ok := strings.CutPrefix(path, h.prefix)
+	if !ok || rest == "" || rest[0] != '/' {
+		return path, false
+	}
+	return rest, true
 }
 
 // findHierarchies reads from procfs what is mounted at or below root: cgroup v2
 // and, on a v1 or hybrid node, the hierarchy of the memory controller. The
 // others of v1 repeat the same cgroups.
-func findHierarchies(root, procfs string) ([]hierarchy, error) {
+func findHierarchies(root, procfs string) ([]*hierarchy, error) {
 	mountinfo := filepath.Join(procfs, "self", "mountinfo")
 	f, err := os.Open(mountinfo)
 	if err != nil {
@@ -54,7 +97,7 @@ func findHierarchies(root, procfs string) ([]hierarchy, error) {
 		return nil, fmt.Errorf("read %s: %w", mountinfo, err)
 	}
 
-	var found []hierarchy
+	var found []*hierarchy
 	if v2 != nil {
 		found = append(found, v2.hierarchy(0))
 	}
@@ -141,8 +184,8 @@ func hasField(list, want string) bool {
 	return false
 }
 
-func (m mount) hierarchy(id uint32) hierarchy {
-	h := hierarchy{id: id, dir: m.point, base: m.root}
+func (m mount) hierarchy(id uint32) *hierarchy {
+	h := &hierarchy{id: id, dir: m.point, base: m.root}
 	// A mount from above our cgroup namespace shows as /../..: what is below it
 	// is named as if it were the root, which it is when the node's own
 	// /sys/fs/cgroup is mounted into our container.
@@ -154,8 +197,17 @@ func (m mount) hierarchy(id uint32) hierarchy {
 	}
 	if id, err := inode(m.point); err == nil {
 		h.whole = id == rootID
+		h.part = !h.whole && isCgroupFS(m.point)
 	}
 	return h
+}
+
+func isCgroupFS(dir string) bool {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return false
+	}
+	return fs.Type == unix.CGROUP2_SUPER_MAGIC || fs.Type == unix.CGROUP_SUPER_MAGIC
 }
 
 // memoryHierarchy reads the id of the memory controller's v1 hierarchy from a
@@ -200,7 +252,7 @@ var errTooMany = errors.New("too many cgroups")
 // walk lists the cgroups of a hierarchy, at most limit of them, parents first.
 // What it returns is good even when it returns an error too: then there may be
 // more.
-func (h hierarchy) walk(limit int) ([]found, error) {
+func (h *hierarchy) walk(limit int) ([]found, error) {
 	var all []found
 	var visit func(dir, path string) error
 	visit = func(dir, path string) error {

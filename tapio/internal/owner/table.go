@@ -58,7 +58,7 @@ type Stats struct {
 // Created and Removed keep it up to date, and a lookup that finds nothing walks
 // again. It is safe for concurrent use.
 type Table struct {
-	hierarchies []hierarchy
+	hierarchies []*hierarchy // whose prefixes are guarded by mu
 	limit       int
 	now         func() time.Time
 
@@ -82,6 +82,7 @@ type record struct {
 	// after a walk began is newer than what that walk saw.
 	epoch   uint64
 	scanned bool // a walk has seen the cgroup
+	foreign bool // it does not lie in the part of the hierarchy that is mounted
 }
 
 type grave struct {
@@ -130,17 +131,57 @@ func (t *Table) Lookup(cg Cgroup) (Entry, bool) {
 	return e, ok
 }
 
+// Foreign reports whether a cgroup is not of this node although the kernel tells
+// of it: it lies outside of the part of its hierarchy that is mounted. Where the
+// whole hierarchy is mounted nothing is foreign. What nobody knows is foreign
+// where only a part is mounted, because of what lies there everything is known.
+func (t *Table) Foreign(cg Cgroup) bool {
+	h := t.hierarchy(cg.Hierarchy)
+	if h == nil || !h.part || cg.ID == 0 {
+		return false
+	}
+	if cg.ID == rootID {
+		return true
+	}
+	mine, known := t.mine(cg)
+	if !known {
+		if _, ok := t.search(cg); ok {
+			mine, _ = t.mine(cg)
+		}
+	}
+	return !mine
+}
+
+func (t *Table) mine(cg Cgroup) (mine, known bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	r := t.entries[cg]
+	return r != nil && !r.foreign, r != nil
+}
+
 // Created adds a cgroup that the kernel has just made. The table keeps path,
-// which starts at the root of the hierarchy. Hierarchies other than those that
-// Open found are ignored.
+// which starts at the root of the hierarchy; where only a part of that is
+// mounted, from there. Hierarchies other than those that Open found are ignored.
 func (t *Table) Created(cg Cgroup, path string) {
-	if !t.knows(cg.Hierarchy) {
+	h := t.hierarchy(cg.Hierarchy)
+	if h == nil {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.expire()
+	if !h.part {
+		t.add(cg, path, false)
+		return
+	}
+	if h.prefix == "" && !h.learn(cg.ID, path) {
+		return // if it is ours and lives, a walk finds it
+	}
+	path, mine := h.within(path)
 	t.add(cg, path, false)
+	if r := t.entries[cg]; r != nil {
+		r.foreign = !mine
+	}
 }
 
 // Removed ends a cgroup that the kernel has just removed.
@@ -177,13 +218,15 @@ func (t *Table) Stats() Stats {
 	return s
 }
 
-func (t *Table) knows(id uint32) bool {
-	for i := range t.hierarchies {
-		if t.hierarchies[i].id == id {
-			return true
+func (t *Table) knows(id uint32) bool { return t.hierarchy(id) != nil }
+
+func (t *Table) hierarchy(id uint32) *hierarchy {
+	for _, h := range t.hierarchies {
+		if h.id == id {
+			return h
 		}
 	}
-	return false
+	return nil
 }
 
 func (t *Table) get(cg Cgroup) (Entry, bool) {
@@ -217,7 +260,7 @@ func (t *Table) search(cg Cgroup) (Entry, bool) {
 
 // walk brings the entries of one hierarchy in line with its directories. The
 // file system is read without the lock, so that lookups go on meanwhile.
-func (t *Table) walk(h hierarchy) {
+func (t *Table) walk(h *hierarchy) {
 	t.mu.Lock()
 	t.epoch++
 	epoch := t.epoch

@@ -493,3 +493,40 @@ func BenchmarkWalk(b *testing.B) {
 	}
 	b.ReportMetric(float64(table.Stats().Entries), "cgroups")
 }
+
+// A node that is itself a container sees a part of the hierarchy, and the kernel
+// tells of all of it.
+func TestForeign(t *testing.T) {
+	const outside = "/docker/worker"
+	n, table, clock := openV2(t)
+	old := Cgroup{0, n.mkdir("kubelet.slice")}
+	assert.False(t, table.Foreign(Cgroup{0, 1 << 50}), "with the whole hierarchy nothing is")
+	table.hierarchies[0].part = true
+
+	clock.add(rescanEvery)
+	assert.False(t, table.Foreign(old), "what a walk finds is ours")
+	assert.True(t, table.Foreign(Cgroup{0, rootID}), "the machine's own root")
+	assert.False(t, table.Foreign(Cgroup{0, 0}), "the kernel did not say")
+	assert.False(t, table.Foreign(Cgroup{9, 77}), "nobody watches that hierarchy")
+
+	// A neighbour has the same names; what is gone already proves nothing.
+	neighbour, gone := Cgroup{0, 1 << 40}, Cgroup{0, 1 << 41}
+	table.Created(neighbour, "/docker/neighbour/kubelet.slice")
+	table.Created(gone, outside+"/kubelet.slice/gone")
+	assert.True(t, table.Foreign(neighbour))
+	assert.True(t, table.Foreign(gone))
+
+	// From the first that is there on it is known where we are.
+	pod := Cgroup{0, n.mkdir("kubelet.slice/pod")}
+	table.Created(pod, outside+"/kubelet.slice/pod")
+	assert.Equal(t, "/kubelet.slice/pod", path(t, table, pod))
+	short := Cgroup{0, 1 << 42}
+	table.Created(short, outside+"/kubelet.slice/pod/"+idA)
+	table.Removed(short)
+	assert.False(t, table.Foreign(short), "although it was gone before anybody could look")
+	assert.Equal(t, "/kubelet.slice/pod/"+idA, path(t, table, short))
+	table.Created(neighbour, "/docker/neighbour/kubelet.slice")
+	table.Created(Cgroup{0, 1 << 43}, outside+"-2/kubelet.slice")
+	assert.True(t, table.Foreign(neighbour))
+	assert.True(t, table.Foreign(Cgroup{0, 1 << 43}), "a longer name")
+}

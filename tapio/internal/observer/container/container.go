@@ -78,6 +78,9 @@ func (o *Observer) exit(record []byte) (*eventv1.Event, uint64, error) {
 	if err != nil {
 		return nil, 1, err
 	}
+	if o.node.Foreign(bpf.HeadOf(x)) {
+		return nil, 1, feed.ErrForeign
+	}
 	e, who := o.node.NewEvent(event.KindContainerExitError, bpf.HeadOf(x))
 	_, unknown := e.Metadata[event.TapioAttribution]
 	if !o.scope.covers(who, !unknown) {
@@ -113,6 +116,9 @@ func (o *Observer) oomKill(record []byte) (*eventv1.Event, uint64, error) {
 	k, err := oom.Decode(record)
 	if err != nil {
 		return nil, 1, err
+	}
+	if o.node.Foreign(bpf.HeadOf(k)) {
+		return nil, 1, feed.ErrForeign
 	}
 	e, _ := o.node.NewEvent(event.KindContainerOOMKill, bpf.HeadOf(k))
 	m := e.Metadata

@@ -87,6 +87,9 @@ func (o *Observer) handle(record []byte) (*eventv1.Event, uint64, error) {
 	if err != nil {
 		return nil, weight, err
 	}
+	if o.node.Foreign(bpf.HeadOf(t)) {
+		return nil, weight, feed.ErrForeign
+	}
 	e := o.newEvent(kind, t)
 	switch t.Kind {
 	case tcp.RTTStart:
