@@ -236,7 +236,7 @@ func (s *Server) Config() *rest.Config { return s.ConfigOf(AdminToken) }
 // ConfigOf connects with a token.
 func (s *Server) ConfigOf(token string) *rest.Config {
 	return &rest.Config{
-		Host: s.url(), BearerToken: token, QPS: -1,
+		Host: s.url(), BearerToken: token, QPS: -1, WarningHandlerWithContext: rest.NoWarnings{},
 		TLSClientConfig: rest.TLSClientConfig{Insecure: true}, // a certificate that the server made for itself
 	}
 }
