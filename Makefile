@@ -18,7 +18,7 @@ TOOLS  := bin/tools/golangci-lint
 SHELL  := /bin/bash -o pipefail
 
 .DEFAULT_GOAL := help
-.PHONY: help setup generate build images run demo test deploy-check lint test-kernels ledger bench fuzz clean
+.PHONY: help setup generate build images run demo test deploy-check lint test-kernels ledger changes bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,7 +62,12 @@ demo: build ## start the whole chain on this machine, break a server, and see it
 	go build -trimpath -o bin/demo ./e2e/demo
 	$(SUDO) bin/demo
 
-test: bin/tools/testrun bin/tools/otelcol ## run all tests on this machine's kernel
+# A real API server for the tests of what watches one.
+export KUBEBUILDER_ASSETS ?= $(CURDIR)/.cache/kube
+$(CURDIR)/.cache/kube/kube-apiserver:
+	tools/kube-assets.sh $(@D)
+
+test: bin/tools/testrun bin/tools/otelcol $(KUBEBUILDER_ASSETS)/kube-apiserver ## run all tests on this machine's kernel
 	go test -p 2 -race -short -count=1 $(AS_ROOT) -json $(MODULES) 2>&1 | \
 		testrun -allow-skip '^github.com/yairfalse/tapio/bpf/kernels/' $(WITHOUT_DATA)
 	GOWORK=off go test -C tools/testrun -json ./... | testrun
@@ -95,6 +100,12 @@ ledger: export SEED ?= 1
 ledger: export KILLS ?= 60
 ledger: ## count EVENTS events by id through the chain while KILLS kills, full disks and hangs from SEED befall it
 	go test -run '^TestLedger$$' -count=1 -v -timeout 4h $(AS_ROOT) ./e2e/ledger
+
+# A shorter one with the same story is part of test.
+changes: export CHANGES ?= 200000
+changes: export SEED ?= 1
+changes: $(KUBEBUILDER_ASSETS)/kube-apiserver ## write CHANGES changes to a real API server and count them by id in AHTI, while everything between is killed
+	go test -run '^TestChanges$$' -count=1 -v -timeout 4h ./e2e/changes
 
 bench: build bin/tools/otelcol ## measure: the cost of a program run, of a record, of a look-up; AHTI; the gateway beside a collector
 	go test -run '^$$' -bench . -benchmem -benchtime 3s $(AS_ROOT) ./bpf/tcp ./tapio/internal/feed ./tapio/internal/owner ./shared/event ./shared/queue ./shared/polku ./shared/causality ./polku/internal/transform

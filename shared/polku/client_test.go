@@ -284,7 +284,11 @@ func TestAnEventThatNoGatewayTakes(t *testing.T) {
 func TestGatewayThatTakesOnlySmallMessages(t *testing.T) {
 	const limit, events = 8 << 10, 400
 	g := newGateway(t, grpc.MaxRecvMsgSize(limit)).start()
-	l := startClient(t, g.address, func(c *Config) { c.Batch = queue.Batch{Events: 100, Linger: 10 * time.Millisecond} })
+	refused := 0 // on the client's goroutine
+	l := startClient(t, g.address, func(c *Config) {
+		c.Batch = queue.Batch{Events: 100, Linger: 10 * time.Millisecond}
+		c.Refused = func(*eventv1.Event, *polkuv1.AckError) { refused++ }
+	})
 	var want []string
 	for n := range events {
 		e := number(n)
@@ -307,6 +311,8 @@ func TestGatewayThatTakesOnlySmallMessages(t *testing.T) {
 	require.EqualValues(t, events/100, l.Lost())
 	require.Equal(t, events/100, g.told())
 	require.Contains(t, l.log.String(), "raise it")
+	l.stop()
+	require.Equal(t, events/100, refused)
 }
 
 func TestGatewayThatLeavesOutSomeAcks(t *testing.T) {

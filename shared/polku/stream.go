@@ -99,18 +99,21 @@ func tooLarge(err error) bool {
 // It reports whether there was one.
 func (c *Client) shrink() bool {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	b := c.window.largest()
-	if b == nil {
-		return false
-	}
-	if len(b.events) > 1 {
-		c.largest = len(b.wire) / 2
-		return true
+	if b == nil || len(b.events) > 1 {
+		if b != nil {
+			c.largest = len(b.wire) / 2
+		}
+		c.mu.Unlock()
+		return b != nil
 	}
 	e, copies := c.window.settle(b.events[0].GetId(), time.Now())
 	c.queue.Lose(e, queue.TooLarge)
 	c.queue.Done(copies)
+	c.mu.Unlock()
+	if c.config.Refused != nil {
+		c.config.Refused(e, &polkuv1.AckError{EventId: e.GetId(), Code: string(queue.TooLarge), Message: "the gateway's limit of a message is below its size"})
+	}
 	c.log.Error("event dropped", "event_type", e.GetEventType(), "event_id", e.GetId(), "bytes", event.WireSize(e),
 		"error", "the gateway's limit of a message is below the size of the event: raise it")
 	return true

@@ -1,278 +1,350 @@
-// Package apiservertest runs a real Kubernetes API server for tests: etcd and
-// kube-apiserver as processes of their own, on loopback, without nodes and
-// controllers.
+// Package apiservertest runs a real kube-apiserver with a real etcd on loopback.
+// A fake client knows nothing of resource versions, watch caches and compaction,
+// which are what a watcher is about.
 package apiservertest
 
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/require"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
-
-	"github.com/yairfalse/tapio/shared/certs/certstest"
 )
 
-// AssetsVariable names the environment variable with the folder that holds the
-// programs etcd and kube-apiserver. Other projects use the same.
+// AssetsVariable names the directory that has the programs etcd and
+// kube-apiserver, as in other projects of the field.
 const AssetsVariable = "KUBEBUILDER_ASSETS"
 
+// Tokens of users: the first may do everything, the second what a test binds to
+// the user's name.
 const (
-	// token is that of a user who may do anything. Others are had by
-	// impersonation: rest.Config.Impersonate.
-	token = "administrator"
-	// startWithin is generous: a loaded machine with two cores takes a while.
-	startWithin = 90 * time.Second
-	stopWithin  = 30 * time.Second
+	AdminToken   = "admin-token"
+	LimitedToken = "limited-token"
+	LimitedUser  = "limited"
 )
 
-// Server is an API server and its etcd. Its methods fail the test when
-// something cannot be done; they may not be called at the same time.
-type Server struct {
-	t      testing.TB
-	dir    string
-	assets string
-	flags  []string
+// startWithin is how long a server may take to work, on a machine that has much
+// else to do.
+const startWithin = 3 * time.Minute
 
-	apiPort, etcdPort int
-	etcd, apiserver   *process
-	ca, cert, key     string
+// Server is an API server and its etcd. They can be killed and started again, on
+// the same ports with the same data.
+type Server struct {
+	dir, assets          string
+	etcdPort, securePort int
+	extra                []string
+	etcd, apiserver      program
 }
 
-// Start starts both programs, kube-apiserver with further flags, and ends them
-// with the test. It skips the test where AssetsVariable is not set.
-func Start(t testing.TB, flags ...string) *Server {
-	t.Helper()
-	assets := os.Getenv(AssetsVariable)
-	if assets == "" {
-		t.Skipf("%s does not name a folder with etcd and kube-apiserver", AssetsVariable)
-	}
-	authority := certstest.NewAuthority(t, "apiservertest")
-	files := authority.Side(t, "kube-apiserver")
-	ports := freePorts(t, 3)
-	s := &Server{
-		t: t, dir: t.TempDir(), assets: assets, flags: flags,
-		apiPort: ports[0], etcdPort: ports[1],
-		ca: files.CA, cert: files.Cert, key: files.Key,
-	}
-	require.NoError(t, os.WriteFile(filepath.Join(s.dir, "tokens"), []byte(token+",admin,1,system:masters\n"), 0o600))
+type program struct {
+	mu   sync.Mutex
+	cmd  *exec.Cmd
+	done chan struct{}
+}
 
-	peer := fmt.Sprintf("http://127.0.0.1:%d", ports[2])
-	s.etcd = s.start("etcd",
-		"--data-dir="+filepath.Join(s.dir, "etcd"), "--unsafe-no-fsync", "--log-level=error",
-		"--listen-client-urls="+s.etcdURL(), "--advertise-client-urls="+s.etcdURL(),
-		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=default="+peer)
-	t.Cleanup(func() { s.etcd.end(syscall.SIGKILL) })
-	s.StartAPI()
+// Start runs both until the test ends. It skips the test if nobody said where the
+// programs are. The arguments are further flags of kube-apiserver.
+func Start(t testing.TB, arguments ...string) *Server {
+	t.Helper()
+	if os.Getenv(AssetsVariable) == "" {
+		t.Skipf("%s is not set: name a directory that has etcd and kube-apiserver, as `make test` does", AssetsVariable)
+	}
+	s, err := New(arguments...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		s.Stop()
+		if t.Failed() {
+			t.Logf("kube-apiserver ended its log with\n%s", s.LogEnd())
+		}
+		if err := s.Remove(); err != nil {
+			t.Error(err)
+		}
+	})
 	return s
 }
 
-// Config returns how to connect as a user who may do anything. The caller may
-// change it.
-func (s *Server) Config() *rest.Config {
-	return &rest.Config{
-		Host: fmt.Sprintf("https://127.0.0.1:%d", s.apiPort), BearerToken: token,
-		TLSClientConfig: rest.TLSClientConfig{CAFile: s.ca}, QPS: -1,
+// New starts both for who has no test.
+func New(arguments ...string) (*Server, error) {
+	dir, err := os.MkdirTemp(memory(), "apiserver-")
+	if err != nil {
+		return nil, fmt.Errorf("make a place for the data of etcd: %w", err)
 	}
-}
-
-// Kubeconfig writes a kubeconfig of Config and returns its path.
-func (s *Server) Kubeconfig() string {
-	s.t.Helper()
-	const name = "test"
-	config := clientcmdapi.NewConfig()
-	config.Clusters[name] = &clientcmdapi.Cluster{Server: s.Config().Host, CertificateAuthority: s.ca}
-	config.AuthInfos[name] = &clientcmdapi.AuthInfo{Token: token}
-	config.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name}
-	config.CurrentContext = name
-	file := filepath.Join(s.dir, "kubeconfig")
-	require.NoError(s.t, clientcmd.WriteToFile(*config, file))
-	return file
-}
-
-// StartAPI starts the API server, which was stopped or killed before, and waits
-// until it is ready. It has the address it had.
-func (s *Server) StartAPI() {
-	s.t.Helper()
-	args := append([]string{
-		"--etcd-servers=" + s.etcdURL(),
-		"--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--secure-port=" + strconv.Itoa(s.apiPort),
-		"--endpoint-reconciler-type=none", "--service-cluster-ip-range=10.96.0.0/16",
-		"--cert-dir=" + s.dir, "--tls-cert-file=" + s.cert, "--tls-private-key-file=" + s.key,
-		"--token-auth-file=" + filepath.Join(s.dir, "tokens"), "--authorization-mode=RBAC",
-		"--service-account-issuer=https://apiservertest", "--service-account-key-file=" + s.cert, "--service-account-signing-key-file=" + s.key,
-		// Without its controller nobody makes the accounts that it asks for.
-		"--disable-admission-plugins=ServiceAccount", "--allow-privileged",
-	}, s.flags...)
-	s.apiserver = s.start("kube-apiserver", args...)
-	p := s.apiserver
-	s.t.Cleanup(func() { p.end(syscall.SIGKILL) })
-	s.awaitReady()
-}
-
-// StopAPI ends the API server in order.
-func (s *Server) StopAPI() { s.apiserver.end(syscall.SIGTERM) }
-
-// KillAPI ends the API server at once.
-func (s *Server) KillAPI() { s.apiserver.end(syscall.SIGKILL) }
-
-// PauseAPI lets the API server hang, with its connections open, until ResumeAPI.
-func (s *Server) PauseAPI() {
-	s.t.Helper()
-	require.NoError(s.t, s.apiserver.cmd.Process.Signal(syscall.SIGSTOP))
-}
-
-// ResumeAPI ends a PauseAPI.
-func (s *Server) ResumeAPI() {
-	s.t.Helper()
-	require.NoError(s.t, s.apiserver.cmd.Process.Signal(syscall.SIGCONT))
-}
-
-// Revision returns etcd's current revision, which is the newest
-// resourceVersion.
-func (s *Server) Revision() int64 {
-	s.t.Helper()
-	var answer struct {
-		Header struct {
-			Revision int64 `json:"revision,string"`
-		} `json:"header"`
+	s := &Server{dir: dir, assets: os.Getenv(AssetsVariable), extra: arguments}
+	err = s.prepare()
+	if err == nil {
+		err = s.StartEtcd()
 	}
-	s.call("kv/range", map[string]any{"key": base64.StdEncoding.EncodeToString([]byte("/registry")), "keys_only": true}, &answer)
-	return answer.Header.Revision
+	if err == nil {
+		err = s.StartAPIServer()
+	}
+	if err != nil {
+		err = fmt.Errorf("%w\n%s", err, s.LogEnd())
+		s.Stop()
+		return nil, errors.Join(err, s.Remove())
+	}
+	return s, nil
 }
 
-// Compact makes etcd forget everything before a revision. A watch from before
-// it gets 410 Gone once the API server's own memory of it is gone, too, which a
-// restart does.
-func (s *Server) Compact(revision int64) {
-	s.t.Helper()
-	s.call("kv/compaction", map[string]any{"revision": strconv.FormatInt(revision, 10), "physical": true}, &struct{}{})
+// memory is a directory in memory, where etcd is as fast as it gets.
+func memory() string {
+	const shared = "/dev/shm"
+	if info, err := os.Stat(shared); err == nil && info.IsDir() {
+		return shared
+	}
+	return ""
 }
 
-// call calls etcd through its HTTP gateway.
-func (s *Server) call(method string, request, answer any) {
-	s.t.Helper()
-	body, err := json.Marshal(request)
-	require.NoError(s.t, err)
-	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
-	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, s.etcdURL()+"/v3/"+method, bytes.NewReader(body))
-	require.NoError(s.t, err)
-	response, err := http.DefaultClient.Do(r)
-	require.NoError(s.t, err)
-	defer func() { _ = response.Body.Close() }() // only read
-	text, err := io.ReadAll(response.Body)
-	require.NoError(s.t, err)
-	require.Equal(s.t, http.StatusOK, response.StatusCode, "etcd %s: %s", method, text)
-	require.NoError(s.t, json.Unmarshal(text, answer))
+func (s *Server) path(name string) string { return filepath.Join(s.dir, name) }
+
+func (s *Server) prepare() error {
+	var err error
+	if s.etcdPort, err = FreePort(); err != nil {
+		return err
+	}
+	if s.securePort, err = FreePort(); err != nil {
+		return err
+	}
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return fmt.Errorf("make the key of service accounts: %w", err)
+	}
+	block := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})
+	if err := os.WriteFile(s.path("sa.key"), block, 0o600); err != nil {
+		return err
+	}
+	tokens := fmt.Sprintf("%s,admin,1,system:masters\n%s,%s,2\n", AdminToken, LimitedToken, LimitedUser)
+	return os.WriteFile(s.path("tokens"), []byte(tokens), 0o600)
+}
+
+// FreePort finds a port of loopback that nobody listens at. It lies below those
+// that the kernel gives to connections: a client that dials one of those while
+// its server is down may meet itself.
+func FreePort() (int, error) {
+	const first, last, tries = 15_000, 30_000, 100
+	var err error
+	for range tries {
+		port := first + mathrand.IntN(last-first)
+		var l net.Listener
+		if l, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
+			return port, l.Close()
+		}
+	}
+	return 0, fmt.Errorf("find a free port: %w", err)
+}
+
+// StartEtcd starts etcd and waits until it answers.
+func (s *Server) StartEtcd() error {
+	peer, err := FreePort()
+	if err != nil {
+		return err
+	}
+	client, peers := s.etcdURL(), fmt.Sprintf("http://127.0.0.1:%d", peer)
+	err = s.etcd.start(exec.Command(filepath.Join(s.assets, "etcd"), //nolint:gosec // the test names it
+		"--data-dir", s.path("etcd"), "--unsafe-no-fsync", "--log-level", "error", "--quota-backend-bytes", strconv.Itoa(8<<30),
+		"--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", peers,
+		"--initial-advertise-peer-urls", peers, "--initial-cluster", "default="+peers), s.path("etcd.log"))
+	if err != nil {
+		return err
+	}
+	return s.etcd.await("etcd", func() error {
+		return ask(http.DefaultClient, client+"/health", "")
+	})
+}
+
+// StartAPIServer starts kube-apiserver and waits until it is ready.
+func (s *Server) StartAPIServer() error {
+	arguments := append([]string{
+		"--etcd-servers", s.etcdURL(), "--etcd-compaction-interval", "0",
+		"--secure-port", strconv.Itoa(s.securePort), "--bind-address", "127.0.0.1", "--advertise-address", "127.0.0.1",
+		"--endpoint-reconciler-type", "none", "--cert-dir", s.path("certs"),
+		"--service-account-issuer", "https://kubernetes.default.svc", "--service-account-key-file", s.path("sa.key"),
+		"--service-account-signing-key-file", s.path("sa.key"), "--service-cluster-ip-range", "10.0.0.0/16",
+		"--token-auth-file", s.path("tokens"), "--authorization-mode", "RBAC",
+		// Controllers that would make accounts and taints tolerable are not there.
+		"--disable-admission-plugins", "ServiceAccount,TaintNodesByCondition,DefaultTolerationSeconds",
+		"--max-requests-inflight", "0", "--max-mutating-requests-inflight", "0", "--enable-priority-and-fairness=false",
+	}, s.extra...)
+	if err := s.apiserver.start(exec.Command(filepath.Join(s.assets, "kube-apiserver"), arguments...), s.path("kube-apiserver.log")); err != nil { //nolint:gosec // the test names it
+		return err
+	}
+	client, err := rest.HTTPClientFor(s.Config())
+	if err != nil {
+		return err
+	}
+	client.Timeout = 10 * time.Second
+	if err := s.apiserver.await("kube-apiserver", func() error { return ask(client, s.url()+"/readyz", "") }); err != nil {
+		return err
+	}
+	// The default namespace is made by a loop of its own.
+	return s.apiserver.await("the default namespace", func() error {
+		return ask(client, s.url()+"/api/v1/namespaces/default", "")
+	})
 }
 
 func (s *Server) etcdURL() string { return fmt.Sprintf("http://127.0.0.1:%d", s.etcdPort) }
+func (s *Server) url() string     { return fmt.Sprintf("https://127.0.0.1:%d", s.securePort) }
 
-func (s *Server) awaitReady() {
-	s.t.Helper()
-	transport, err := rest.TransportFor(s.Config())
-	require.NoError(s.t, err)
-	client := &http.Client{Transport: transport, Timeout: time.Second}
-	defer client.CloseIdleConnections()
-	deadline := time.Now().Add(startWithin)
-	for {
-		response, err := client.Get(s.Config().Host + "/readyz")
-		if err == nil {
-			_ = response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				return
-			}
-			err = errors.New(response.Status)
-		}
-		select {
-		case <-s.apiserver.ended:
-			s.t.Fatalf("kube-apiserver ended:\n%s", s.apiserver.tail())
-		case <-s.etcd.ended:
-			s.t.Fatalf("etcd ended:\n%s", s.etcd.tail())
-		case <-time.After(50 * time.Millisecond):
-		}
-		if time.Now().After(deadline) {
-			s.t.Fatalf("kube-apiserver is not ready after %s: %v\n%s", startWithin, err, s.apiserver.tail())
-		}
+// ask sends a request, with a body as POST, and wants status 200.
+func ask(client *http.Client, url, body string) (err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	method := http.MethodGet
+	if body != "" {
+		method = http.MethodPost
+	}
+	request, err := http.NewRequestWithContext(ctx, method, url, bytes.NewBufferString(body))
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, response.Body.Close()) }()
+	text, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s: %.500s", url, response.Status, text)
+	}
+	return err
+}
+
+// Config connects as the user that may do everything.
+func (s *Server) Config() *rest.Config { return s.ConfigOf(AdminToken) }
+
+// ConfigOf connects with a token.
+func (s *Server) ConfigOf(token string) *rest.Config {
+	return &rest.Config{
+		Host: s.url(), BearerToken: token, QPS: -1, WarningHandlerWithContext: rest.NoWarnings{},
+		TLSClientConfig: rest.TLSClientConfig{Insecure: true}, // a certificate that the server made for itself
 	}
 }
 
-// process is one of the two programs.
-type process struct {
-	cmd   *exec.Cmd
-	log   string
-	ended chan struct{}
+// Kubeconfig writes a file that connects with a token.
+func (s *Server) Kubeconfig(token string) (string, error) {
+	config := clientcmdapi.NewConfig()
+	config.Clusters["test"] = &clientcmdapi.Cluster{Server: s.url(), InsecureSkipTLSVerify: true}
+	config.AuthInfos["test"] = &clientcmdapi.AuthInfo{Token: token}
+	config.Contexts["test"] = &clientcmdapi.Context{Cluster: "test", AuthInfo: "test"}
+	config.CurrentContext = "test"
+	file := s.path("kubeconfig-" + token)
+	return file, clientcmd.WriteToFile(*config, file)
 }
 
-func (s *Server) start(program string, args ...string) *process {
-	s.t.Helper()
-	log, err := os.CreateTemp(s.dir, program+"-*.log")
-	require.NoError(s.t, err)
-	defer func() { _ = log.Close() }() // the process has its own
-	cmd := exec.Command(filepath.Join(s.assets, program), args...)
-	cmd.Stdout, cmd.Stderr = log, log
-	// They end with the test binary, even if that is killed.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	require.NoError(s.t, cmd.Start(), "start %s", program)
-	p := &process{cmd: cmd, log: log.Name(), ended: make(chan struct{})}
-	go func() {
-		_ = cmd.Wait() // how it ended is in its log
-		close(p.ended)
-	}()
-	return p
-}
-
-// end ends the process, by force if it takes long.
-func (p *process) end(signal syscall.Signal) {
-	_ = p.cmd.Process.Signal(signal) // it may have ended
-	select {
-	case <-p.ended:
-	case <-time.After(stopWithin):
-		_ = p.cmd.Process.Kill()
-		<-p.ended
+// Compact makes etcd forget everything that is older than a revision, which is a
+// resource version.
+func (s *Server) Compact(resourceVersion string) error {
+	request, err := json.Marshal(map[string]any{"revision": resourceVersion, "physical": true})
+	if err != nil {
+		return err
 	}
+	return ask(http.DefaultClient, s.etcdURL()+"/v3/kv/compaction", string(request))
 }
 
-// tail returns the end of what the process has said.
-func (p *process) tail() string {
-	const much = 4096
-	text, err := os.ReadFile(p.log)
+// Kill kills the API server as kill -9 does.
+func (s *Server) Kill() { s.apiserver.stop(syscall.SIGKILL) }
+
+// Pause stops the API server from doing anything until Resume.
+func (s *Server) Pause() { s.apiserver.signal(syscall.SIGSTOP) }
+
+// Resume ends a Pause.
+func (s *Server) Resume() { s.apiserver.signal(syscall.SIGCONT) }
+
+// Stop kills both.
+func (s *Server) Stop() {
+	s.apiserver.stop(syscall.SIGKILL)
+	s.etcd.stop(syscall.SIGKILL)
+}
+
+// Remove removes the data; call Stop before.
+func (s *Server) Remove() error { return os.RemoveAll(s.dir) }
+
+// LogEnd is the last part of the API server's log.
+func (s *Server) LogEnd() string {
+	const most = 4000
+	text, err := os.ReadFile(s.path("kube-apiserver.log"))
 	if err != nil {
 		return err.Error()
 	}
-	return string(text[max(0, len(text)-much):])
+	return string(text[max(0, len(text)-most):])
 }
 
-// freePorts returns ports of loopback that nobody listens on. Somebody may take
-// one before it is used, which ends the test with a message that says so.
-func freePorts(t testing.TB, n int) []int {
-	t.Helper()
-	ports := make([]int, n)
-	for i := range ports {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		defer func() { _ = listener.Close() }() // all at the end, so that they differ
-		address, err := netip.ParseAddrPort(listener.Addr().String())
-		require.NoError(t, err)
-		ports[i] = int(address.Port())
+func (p *program) start(cmd *exec.Cmd, log string) error {
+	f, err := os.OpenFile(log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("open the log of %s: %w", cmd.Path, err)
 	}
-	return ports
+	defer func() { _ = f.Close() }() // the program has its own
+	cmd.Stdout, cmd.Stderr = f, f
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", cmd.Path, err)
+	}
+	done := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // killed, or await tells that it is gone
+		close(done)
+	}()
+	p.mu.Lock()
+	p.cmd, p.done = cmd, done
+	p.mu.Unlock()
+	return nil
+}
+
+func (p *program) await(name string, works func() error) error {
+	const pause = 100 * time.Millisecond
+	for end := time.Now().Add(startWithin); ; {
+		err := works()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-p.done:
+			return fmt.Errorf("%s ended at its start: %w", name, err)
+		case <-time.After(pause):
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%s does not work within %s: %w", name, startWithin, err)
+		}
+	}
+}
+
+func (p *program) signal(s syscall.Signal) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd != nil {
+		_ = p.cmd.Process.Signal(s) // it has ended
+	}
+}
+
+func (p *program) stop(s syscall.Signal) {
+	p.signal(s)
+	p.mu.Lock()
+	done := p.done
+	p.cmd = nil
+	p.mu.Unlock()
+	if done != nil {
+		<-done
+	}
 }
