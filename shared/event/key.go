@@ -13,12 +13,24 @@ const (
 	HostName              = "host.name"
 	K8sClusterName        = "k8s.cluster.name"
 	K8sContainerName      = "k8s.container.name"
+	K8sCronJobName        = "k8s.cronjob.name"
+	K8sCronJobUID         = "k8s.cronjob.uid"
+	K8sDaemonSetName      = "k8s.daemonset.name"
+	K8sDaemonSetUID       = "k8s.daemonset.uid"
+	K8sDeploymentName     = "k8s.deployment.name"
+	K8sJobName            = "k8s.job.name"
+	K8sJobUID             = "k8s.job.uid"
 	K8sNamespaceName      = "k8s.namespace.name"
 	K8sNodeName           = "k8s.node.name"
 	K8sPodIP              = "k8s.pod.ip"
+	K8sPodLabel           = "k8s.pod.label." // and the label's own key
 	K8sPodName            = "k8s.pod.name"
 	K8sPodUID             = "k8s.pod.uid"
+	K8sReplicaSetName     = "k8s.replicaset.name"
+	K8sReplicaSetUID      = "k8s.replicaset.uid"
 	K8sServiceClusterIP   = "k8s.service.cluster_ip"
+	K8sStatefulSetName    = "k8s.statefulset.name"
+	K8sStatefulSetUID     = "k8s.statefulset.uid"
 	NetworkLocalAddress   = "network.local.address"
 	NetworkLocalPort      = "network.local.port"
 	NetworkPeerAddress    = "network.peer.address"
@@ -48,6 +60,12 @@ const (
 	TapioOOMTriggerName          = "tapio.oom.trigger.name"
 	TapioOOMTriggerPID           = "tapio.oom.trigger.pid"
 	TapioOOMUsageBytes           = "tapio.oom.usage_bytes"
+	TapioPeerKind                = "tapio.peer.kind"
+	TapioPeerName                = "tapio.peer.name"
+	TapioPeerNamespace           = "tapio.peer.namespace"
+	TapioPeerOwnerKind           = "tapio.peer.owner.kind"
+	TapioPeerOwnerName           = "tapio.peer.owner.name"
+	TapioPeerUID                 = "tapio.peer.uid"
 	TapioProcessContainerInit    = "tapio.process.container_init"
 	TapioProcessCoreDumped       = "tapio.process.core_dumped"
 	TapioProcessParentName       = "tapio.process.parent_name"
@@ -86,10 +104,15 @@ const (
 
 // Values of the keys that allow only some.
 const (
+	AttributionPartial = "partial"
 	AttributionUnknown = "unknown"
 
 	OOMConstraintMemcg  = "memcg"
 	OOMConstraintSystem = "system"
+
+	PeerNode    = "Node"
+	PeerPod     = "Pod"
+	PeerService = "Service"
 
 	RoleClient = "client"
 	RoleServer = "server"
@@ -150,15 +173,30 @@ var yesOrNo = []string{"false", "true"}
 var keys = []Key{
 	{Name: ContainerID, Description: "Full id of the container, without a runtime prefix."},
 	{Name: ErrorType, Description: "Errno by name, such as `ECONNREFUSED`, `ETIMEDOUT`, `EHOSTUNREACH`, `ENETUNREACH` or `ECONNRESET`; `timeout` when the application gave up first. Of `scheduler.unavailable` the class of what failed: `connection_refused`, `timeout`, `unreachable`, `tls`, `unauthorized`, `forbidden`, `redirect`, `http_status`, `too_large`, `not_metrics`, `token`, `no_leader`, or `restarted`."},
+	{Name: ErrorType, Description: "Errno by name, such as `ECONNREFUSED`, `ETIMEDOUT`, `EHOSTUNREACH`, `ENETUNREACH` or `ECONNRESET`; `timeout` when the application gave up first."},
+	{Name: HostName, Description: "Name of the node: the one in the Kubernetes API where that is known, else the one that its kernel reports."},
 	{Name: HostName, Description: "Name that the node's kernel reports."},
 	{Name: K8sClusterName, Description: "Name of the cluster."},
 	{Name: K8sContainerName, Description: "Name of the container in the pod's specification."},
+	{Name: K8sCronJobName, Description: "Name of the CronJob that made the pod's Job."},
+	{Name: K8sCronJobUID, Description: "UID of the CronJob that made the pod's Job."},
+	{Name: K8sDaemonSetName, Description: "Name of the DaemonSet that made the pod."},
+	{Name: K8sDaemonSetUID, Description: "UID of the DaemonSet that made the pod."},
+	{Name: K8sDeploymentName, Description: "Name of the Deployment that made the pod's ReplicaSet."},
+	{Name: K8sJobName, Description: "Name of the Job that made the pod."},
+	{Name: K8sJobUID, Description: "UID of the Job that made the pod."},
 	{Name: K8sNamespaceName, Description: "Namespace of the pod."},
 	{Name: K8sNodeName, Description: "Name of the node in the Kubernetes API."},
 	{Name: K8sPodIP, Description: "IP address of the pod, the first of several; absent when the pod uses the network of its node."},
+	{Name: K8sPodLabel + "<key>", Description: "Value of a label of the pod, for the first 16 in order of their keys; without those whose key names a secret and those that only controllers need."},
 	{Name: K8sPodName, Description: "Name of the pod."},
+	{Name: K8sPodUID, Description: "UID of the pod in the Kubernetes API; of a static pod that the API does not know (yet), the hash of its manifest."},
 	{Name: K8sPodUID, Description: "UID of the pod."},
+	{Name: K8sReplicaSetName, Description: "Name of the ReplicaSet that made the pod."},
+	{Name: K8sReplicaSetUID, Description: "UID of the ReplicaSet that made the pod."},
 	{Name: K8sServiceClusterIP, Description: "IP address of the Service within the cluster, the first of several."},
+	{Name: K8sStatefulSetName, Description: "Name of the StatefulSet that made the pod."},
+	{Name: K8sStatefulSetUID, Description: "UID of the StatefulSet that made the pod."},
 	{Name: NetworkLocalAddress, Description: "IP address of the observed side."},
 	{Name: NetworkLocalPort, Description: "Port of the observed side, 0 to 65535."},
 	{Name: NetworkPeerAddress, Description: "IP address of the other side."},
@@ -167,10 +205,10 @@ var keys = []Key{
 	{Name: NetworkType, Description: "Network layer: `ipv4` or `ipv6`."},
 	{Name: ProcessExecutableName, Description: "Name of the process as the kernel keeps it, at most 15 bytes (comm); absent when it has none."},
 	{Name: ProcessExitCode, Description: "Exit code of the process, 0 to 255; 0 beside a signal that ended it."},
-	{Name: ProcessLinuxCgroup, Description: "Path of the process's control group, from the root of the unified hierarchy."},
+	{Name: ProcessLinuxCgroup, Description: "Path of the process's control group, from the root of its hierarchy as the node sees it."},
 	{Name: ProcessParentPID, Description: "Process id of the parent in the host's namespace."},
 	{Name: ProcessPID, Description: "Process id in the host's namespace; for an OOM kill the victim's."},
-	{Name: TapioAttribution, Values: []string{AttributionUnknown}, Description: "Set when the owner of the event could not be told."},
+	{Name: TapioAttribution, Values: []string{AttributionPartial, AttributionUnknown}, Description: "Set when the owner of the event could not be told: nobody knows its control group (`unknown`), or the pod or container that it belongs to is known by its id only (`partial`)."},
 	{Name: TapioEventID, Description: "Id of the event, in formats that have no field for it, such as an OpenTelemetry log record."},
 	{Name: TapioGapBegan, Description: "Time of the oldest missing event, RFC 3339; the newest is of the event's own time."},
 	{Name: TapioGapEvents, Unit: UnitCount, Description: "Events that are missing because of the gap; absent when their number is not known."},
@@ -187,6 +225,12 @@ var keys = []Key{
 	{Name: TapioOOMTriggerName, Description: "Name of the process whose allocation ran into the limit."},
 	{Name: TapioOOMTriggerPID, Description: "Process id, in the host's namespace, of the process whose allocation ran into the limit."},
 	{Name: TapioOOMUsageBytes, Unit: UnitBytes, Description: "Memory charged to `tapio.oom.cgroup` when its limit was hit."},
+	{Name: TapioPeerKind, Values: []string{PeerNode, PeerPod, PeerService}, Description: "What the address of the other side belongs to; absent when that is not known."},
+	{Name: TapioPeerName, Description: "Name of the pod, Service or node at the other side."},
+	{Name: TapioPeerNamespace, Description: "Namespace of the pod or Service at the other side."},
+	{Name: TapioPeerOwnerKind, Description: "Kind of the workload that made the pod at the other side, such as `Deployment`."},
+	{Name: TapioPeerOwnerName, Description: "Name of the workload that made the pod at the other side."},
+	{Name: TapioPeerUID, Description: "UID of the pod or Service at the other side."},
 	{Name: TapioProcessContainerInit, Values: yesOrNo, Description: "Whether the process was PID 1 of its container."},
 	{Name: TapioProcessCoreDumped, Values: yesOrNo, Description: "Whether the kernel wrote a core dump."},
 	{Name: TapioProcessParentName, Description: "Name of the parent process as the kernel keeps it, at most 15 bytes."},

@@ -45,7 +45,7 @@ const (
 
 // startWithin is how long a server may take to work, on a machine that has much
 // else to do.
-const startWithin = 3 * time.Minute
+const startWithin = 2 * time.Minute
 
 // Server is an API server and its etcd. They can be killed and started again, on
 // the same ports with the same data.
@@ -236,7 +236,7 @@ func (s *Server) Config() *rest.Config { return s.ConfigOf(AdminToken) }
 // ConfigOf connects with a token.
 func (s *Server) ConfigOf(token string) *rest.Config {
 	return &rest.Config{
-		Host: s.url(), BearerToken: token, QPS: -1, WarningHandlerWithContext: rest.NoWarnings{},
+		Host: s.url(), BearerToken: token, QPS: -1,
 		TLSClientConfig: rest.TLSClientConfig{Insecure: true}, // a certificate that the server made for itself
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/client-go/rest"
 
 	"github.com/yairfalse/tapio/bpf"
 	"github.com/yairfalse/tapio/bpf/cgroup"
@@ -33,6 +34,7 @@ import (
 	"github.com/yairfalse/tapio/tapio/internal/observer/container"
 	"github.com/yairfalse/tapio/tapio/internal/observer/network"
 	"github.com/yairfalse/tapio/tapio/internal/owner"
+	"github.com/yairfalse/tapio/tapio/internal/pods"
 	"github.com/yairfalse/tapio/tapio/internal/privilege"
 	"github.com/yairfalse/tapio/tapio/internal/supervisor"
 )
@@ -61,6 +63,9 @@ type Config struct {
 
 	Node    string // k8s.node.name; empty if not known
 	Cluster string // k8s.cluster.name; empty if not known
+	// Kubernetes is the API server that knows the pods of Node; nil for none:
+	// then pods and containers have ids and no names.
+	Kubernetes *rest.Config
 	// Where else to send events: each if its Endpoint is not empty. The agent
 	// fills in who it is.
 	Polku polku.Config
@@ -96,6 +101,7 @@ type agent struct {
 	shared     *bpf.Shared
 	feed       *feed.Feed
 	node       *observer.Node
+	pods       *pods.Context // nil outside of a cluster
 	network    *network.Observer
 	supervisor *supervisor.Supervisor
 	metrics    *metrics
@@ -130,6 +136,12 @@ func (a *agent) open(ctx context.Context) (err error) {
 	a.identify()
 	if err := a.openSinks(ctx); err != nil {
 		return err
+	}
+	if a.config.Kubernetes != nil {
+		a.pods, err = pods.Open(pods.Config{Node: a.config.Node, API: a.config.Kubernetes, Send: a.send, Log: a.log})
+		if err != nil {
+			return err
+		}
 	}
 	if a.shared, err = bpf.NewShared(); err != nil {
 		return err
@@ -210,6 +222,8 @@ func (a *agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	stopPods := a.followPods(ctx, &background)
+	defer stopPods()
 	feedDone := make(chan error, 1)
 	go func() { feedDone <- a.feed.Run(feedCtx) }()
 
@@ -222,6 +236,7 @@ func (a *agent) run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 	case err := <-feedDone:
+		stopPods()
 		return errors.Join(err, stopDelivery(time.Now().Add(flushWithin)))
 	}
 	began := time.Now()
@@ -240,9 +255,25 @@ func (a *agent) run(ctx context.Context) error {
 	case <-time.After(drainWithin):
 		err = fmt.Errorf("stop: the kernel's records were not handled within %s; what was left is lost", drainWithin)
 	}
+	stopPods()
 	err = errors.Join(err, stopDelivery(began.Add(flushWithin)))
 	background.Wait()
 	return errors.Join(err, a.account())
+}
+
+// followPods keeps the names of pods up to date until the returned function is
+// called, which sends the events that wait for a name.
+func (a *agent) followPods(ctx context.Context, background *sync.WaitGroup) (stop func()) {
+	if a.pods == nil {
+		return func() {}
+	}
+	// It outlives the observers, whose last events want names as well.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	background.Go(func() { a.pods.Run(ctx) })
+	return func() {
+		a.pods.Stop()
+		cancel()
+	}
 }
 
 // drain handles what is left when the observers and the feed have ended.
@@ -265,6 +296,9 @@ func (a *agent) account() error {
 
 func (a *agent) register(registry *prometheus.Registry) error {
 	collectors := []prometheus.Collector{a.metrics}
+	if a.pods != nil {
+		collectors = append(collectors, a.pods)
+	}
 	for _, s := range a.sinks {
 		collectors = append(collectors, s)
 	}
@@ -287,6 +321,9 @@ func (a *agent) serve(ctx context.Context, registry *prometheus.Registry, backgr
 		return err
 	}
 	server.ReadyWhen("observers", a.ready)
+	if a.pods != nil {
+		server.ReadyWhen("pods", a.pods.Ready)
+	}
 	for _, s := range a.sinks {
 		server.ReadyWhen(s.name, s.Ready)
 	}
@@ -315,14 +352,22 @@ func (a *agent) ready() error {
 
 var errStarting = errors.New("starting")
 
-// emit completes an event, checks it and hands it to the sinks. Wrong evidence
-// is never sent, which is the error.
+// emit completes an event, checks it and sends it. Wrong evidence is never sent,
+// which is the error.
 func (a *agent) emit(e *eventv1.Event) error {
 	maps.Copy(e.GetMetadata(), a.identity)
 	if err := event.Validate(e); err != nil {
 		a.log.Error("an observer made an invalid event", "event_type", e.GetEventType(), "error", err)
 		return err
 	}
+	if a.pods != nil {
+		return a.pods.Send(e)
+	}
+	return a.send(e)
+}
+
+// send hands an event to the sinks.
+func (a *agent) send(e *eventv1.Event) error {
 	for _, s := range a.sinks {
 		s.Send(e)
 	}

@@ -70,6 +70,8 @@ func (a *agent) openSinks(ctx context.Context) error {
 func (a *agent) identify() {
 	a.identity = map[string]string{event.HostName: a.host}
 	if a.config.Node != "" {
+		// In a pod the kernel's name for the host is that of the pod.
+		a.identity[event.HostName] = a.config.Node
 		a.identity[event.K8sNodeName] = a.config.Node
 	}
 	if a.config.Cluster != "" {

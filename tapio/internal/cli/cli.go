@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"os/signal"
 	"slices"
 	"strings"
@@ -14,11 +15,13 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/client-go/rest"
 
 	"github.com/yairfalse/tapio/shared/certs"
 	"github.com/yairfalse/tapio/shared/config"
 	"github.com/yairfalse/tapio/shared/endpoint"
 	"github.com/yairfalse/tapio/shared/humanoutput"
+	"github.com/yairfalse/tapio/shared/kube"
 	"github.com/yairfalse/tapio/shared/otlp"
 	"github.com/yairfalse/tapio/shared/polku"
 	"github.com/yairfalse/tapio/shared/telemetry"
@@ -59,6 +62,8 @@ type options struct {
 	config    string
 	node      string
 	cluster   string
+	kube      string
+	api       kube.Config
 	polku     string
 	polkuTLS  certs.Files
 	otlp      string
@@ -120,6 +125,9 @@ the environment over the file.`,
 	f.StringVar(&o.procFS, "proc-root", "/proc", "where procfs is mounted")
 	f.StringVar(&o.node, "node", "", "name of this node in Kubernetes (also NODE_NAME)")
 	f.StringVar(&o.cluster, "cluster", "", "name of the cluster")
+	f.StringVar(&o.kube, "kube", "auto", "whether to ask the Kubernetes API for the names of the node's pods: auto (if --kubeconfig is set or this runs in a pod that has an account) or off")
+	f.StringVar(&o.api.Kubeconfig, "kubeconfig", "", "kubeconfig of the cluster that the node is in")
+	f.StringVar(&o.api.Context, "context", "", "context of --kubeconfig; its current one without")
 	f.StringVar(&o.polku, "polku", "", "gateway to send events to: https://host:port, http://host:port for plaintext, or host:port for TLS if a file is named (also POLKU_ENDPOINT)")
 	f.StringVar(&o.polkuTLS.CA, "polku-ca", "", "PEM file with the authority of the gateway's certificate; the system's without")
 	f.StringVar(&o.polkuTLS.Cert, "polku-cert", "", "PEM file with the certificate to show to the gateway")
@@ -164,11 +172,47 @@ func (o *options) agent(cmd *cobra.Command, environ []string) (agent.Config, err
 		oneOf("output", o.output, string(agent.Text), string(agent.JSON), string(agent.None)),
 		oneOf("color", o.color, "auto", "always", "never"))
 	errs = append(errs, o.destinations()...)
+	api, err := o.kubernetes(c.Log)
+	errs = append(errs, err)
+	c.Kubernetes = api
 	c.Style = humanoutput.Style{
 		Color: o.color == "always" || o.color == "auto" && humanoutput.WantsColor(c.Stdout, environ),
 		Zone:  time.Local,
 	}
 	return c, errors.Join(errs...)
+}
+
+// kubernetes returns how to connect to the API server; nil where there is none.
+func (o *options) kubernetes(log *slog.Logger) (*rest.Config, error) {
+	named := o.api != kube.Config{}
+	if err := oneOf("kube", o.kube, "auto", "off"); err != nil {
+		return nil, err
+	}
+	if o.kube == "off" || !named && !inPod() {
+		return nil, nil //nolint:nilnil // no cluster, which is as good as any
+	}
+	if o.node == "" {
+		err := errors.New("the names of pods need the name of this node: set --node or NODE_NAME (in a pod from spec.nodeName)")
+		if named {
+			return nil, fmt.Errorf("--kubeconfig: %w", err)
+		}
+		log.Warn("pods will have ids and no names", "error", err)
+		return nil, nil //nolint:nilnil // it was not asked for
+	}
+	api, err := o.api.Connect("tapio")
+	if err != nil {
+		return nil, fmt.Errorf("--kubeconfig: %w", err)
+	}
+	return api, nil
+}
+
+// inPod reports whether this is a pod with an account for the API server.
+func inPod() bool {
+	if os.Getenv("KUBERNETES_SERVICE_HOST") == "" {
+		return false
+	}
+	_, err := os.Stat("/var/run/secrets/kubernetes.io/serviceaccount/token")
+	return err == nil
 }
 
 // destinations checks where events go.

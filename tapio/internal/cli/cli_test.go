@@ -101,6 +101,8 @@ func TestBadEnvironment(t *testing.T) {
 		{"TAPIO_LOG_LEVEL=loud", []string{"TAPIO_LOG_LEVEL", `"loud"`, "debug, info, warn or error"}},
 		{"TAPIO_CONFIG=/does/not/exist.yaml", []string{"/does/not/exist.yaml"}},
 		{"POLKU_ENDPOINT=gateway", []string{"--polku", `"gateway"`}},
+		{"TAPIO_KUBE=on", []string{"--kube", `"on"`, "auto, off"}},
+		{"TAPIO_KUBECONFIG=/does/not/exist", []string{"--kubeconfig", "--node", "NODE_NAME"}},
 		{"OTEL_EXPORTER_OTLP_ENDPOINT=collector", []string{"--otlp", `"collector"`}},
 	}
 	for _, test := range tests {
@@ -137,6 +139,17 @@ func TestBadFile(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Who names a cluster wants it; nobody else is asked for one.
+func TestCluster(t *testing.T) {
+	status, _, stderr := tapio(t, nil, "--kubeconfig", "/does/not/exist", "--node", "a")
+	assert.Equal(t, 1, status)
+	assert.Contains(t, stderr, "/does/not/exist")
+	_, _, stderr = tapio(t, []string{"KUBECONFIG=/does/not/exist"}, "--output", "xml", "--node", "a")
+	assert.NotContains(t, stderr, "kube")
+	_, _, stderr = tapio(t, nil, "--kubeconfig", "/does/not/exist", "--kube", "off", "--output", "xml")
+	assert.NotContains(t, stderr, "kube")
 }
 
 // A flag wins over the environment, so a mistake there does not matter.

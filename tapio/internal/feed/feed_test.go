@@ -121,6 +121,7 @@ func TestAccounting(t *testing.T) {
 	}{
 		{"kept", named("x"), nil, feed.Line{Seen: 10, Kept: 10}},
 		{"out of scope", func([]byte) (*eventv1.Event, uint64, error) { return nil, 1, nil }, nil, feed.Line{Seen: 10, Scope: 10}},
+		{"of another node", func([]byte) (*eventv1.Event, uint64, error) { return nil, 1, feed.ErrForeign }, nil, feed.Line{Seen: 10, Foreign: 10}},
 		{"not understood", func([]byte) (*eventv1.Event, uint64, error) { return nil, 1, errors.New("nonsense") }, nil, feed.Line{Seen: 10, Undecodable: 10}},
 		{"not understood, of unknown weight", func([]byte) (*eventv1.Event, uint64, error) { return nil, 0, errors.New("nonsense") }, nil, feed.Line{Seen: 10, Undecodable: 10}},
 		{"panics", func([]byte) (*eventv1.Event, uint64, error) { panic("oops") }, nil, feed.Line{Seen: 10, Undecodable: 10}},

@@ -28,7 +28,7 @@ type hierarchy struct {
 
 	// part says that more of the hierarchy exists than is mounted: the node that
 	// we observe is itself a container, as in kind, and the kernel tells of its
-	// neighbours, too.
+	// neighbors, too.
 	part bool
 
 	// prefix is the true path of the mounted cgroup where only a part is

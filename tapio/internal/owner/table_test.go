@@ -509,11 +509,11 @@ func TestForeign(t *testing.T) {
 	assert.False(t, table.Foreign(Cgroup{0, 0}), "the kernel did not say")
 	assert.False(t, table.Foreign(Cgroup{9, 77}), "nobody watches that hierarchy")
 
-	// A neighbour has the same names; what is gone already proves nothing.
-	neighbour, gone := Cgroup{0, 1 << 40}, Cgroup{0, 1 << 41}
-	table.Created(neighbour, "/docker/neighbour/kubelet.slice")
+	// A neighbor has the same names; what is gone already proves nothing.
+	neighbor, gone := Cgroup{0, 1 << 40}, Cgroup{0, 1 << 41}
+	table.Created(neighbor, "/docker/neighbor/kubelet.slice")
 	table.Created(gone, outside+"/kubelet.slice/gone")
-	assert.True(t, table.Foreign(neighbour))
+	assert.True(t, table.Foreign(neighbor))
 	assert.True(t, table.Foreign(gone))
 
 	// From the first that is there on it is known where we are.
@@ -525,8 +525,8 @@ func TestForeign(t *testing.T) {
 	table.Removed(short)
 	assert.False(t, table.Foreign(short), "although it was gone before anybody could look")
 	assert.Equal(t, "/kubelet.slice/pod/"+idA, path(t, table, short))
-	table.Created(neighbour, "/docker/neighbour/kubelet.slice")
+	table.Created(neighbor, "/docker/neighbor/kubelet.slice")
 	table.Created(Cgroup{0, 1 << 43}, outside+"-2/kubelet.slice")
-	assert.True(t, table.Foreign(neighbour))
+	assert.True(t, table.Foreign(neighbor))
 	assert.True(t, table.Foreign(Cgroup{0, 1 << 43}), "a longer name")
 }

@@ -83,7 +83,7 @@ func (o *Observer) exit(record []byte) (*eventv1.Event, uint64, error) {
 	}
 	e, who := o.node.NewEvent(event.KindContainerExitError, bpf.HeadOf(x))
 	_, unknown := e.Metadata[event.TapioAttribution]
-	if !o.scope.covers(who, !unknown) {
+	if !o.scope.covers(who, !unknown) || isSandboxStop(x, who) {
 		return nil, 1, nil
 	}
 	m := e.Metadata
@@ -110,6 +110,13 @@ func (o *Observer) exit(record []byte) (*eventv1.Event, uint64, error) {
 		EndTime:   timestamppb.New(end),
 	}}
 	return e, 1, nil
+}
+
+// isSandboxStop says whether this is how a container runtime takes down the
+// sandbox of a pod that has ended: its process, pause by convention, does nothing
+// and is killed without being asked first.
+func isSandboxStop(x *exit.Event, who owner.Entry) bool {
+	return who.PodUID != "" && x.ContainerInit != 0 && syscall.Signal(x.Signal) == unix.SIGKILL && observer.Comm(&x.Head.Comm) == "pause"
 }
 
 func (o *Observer) oomKill(record []byte) (*eventv1.Event, uint64, error) {

@@ -116,6 +116,32 @@ func TestProcessTimes(t *testing.T) {
 	assert.WithinRange(t, p.GetEndTime().AsTime(), time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 }
 
+// The runtime kills the sandbox of a pod that has ended; nothing has failed.
+func TestSandbox(t *testing.T) {
+	sandbox := func(x *exit.Event) {
+		x.Head.Signal, x.Code, x.Signal, x.ContainerInit = uint32(bpf.ExitSignal), 0, uint8(syscall.SIGKILL), 1
+		x.Head.Comm = observertest.Comm("pause")
+	}
+	for name, test := range map[string]struct {
+		change func(*exit.Event)
+		told   bool
+	}{
+		"killed":       {func(*exit.Event) {}, false},
+		"crashed":      {func(x *exit.Event) { x.Signal = uint8(syscall.SIGSEGV) }, true},
+		"failed":       {func(x *exit.Event) { x.Signal, x.Code = 0, 1 }, true},
+		"another name": {func(x *exit.Event) { x.Head.Comm = observertest.Comm("web") }, true},
+		"not the init": {func(x *exit.Event) { x.ContainerInit = 0 }, true},
+		"not in a pod": {func(x *exit.Event) { x.Head.CgroupId = observertest.Service }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e, weight, err := open(t, Scope{All: true}).exit(exited(func(x *exit.Event) { sandbox(x); test.change(x) }))
+			require.NoError(t, err)
+			assert.Equal(t, uint64(1), weight)
+			assert.Equal(t, test.told, e != nil)
+		})
+	}
+}
+
 func TestScope(t *testing.T) {
 	places := map[string]uint64{
 		"container": observertest.Pod, "service": observertest.Service, "session": observertest.Session, "unknown": observertest.Unknown,
