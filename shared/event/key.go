@@ -188,7 +188,7 @@ var keys = []Key{
 	{Name: K8sPodIP, Description: "IP address of the pod, the first of several; absent when the pod uses the network of its node."},
 	{Name: K8sPodLabel + "<key>", Description: "Value of a label of the pod, for the first 16 in order of their keys; without those whose key names a secret and those that only controllers need."},
 	{Name: K8sPodName, Description: "Name of the pod."},
-	{Name: K8sPodUID, Description: "UID of the pod."},
+	{Name: K8sPodUID, Description: "UID of the pod in the Kubernetes API; of a static pod that the API does not know (yet), the hash of its manifest."},
 	{Name: K8sReplicaSetName, Description: "Name of the ReplicaSet that made the pod."},
 	{Name: K8sReplicaSetUID, Description: "UID of the ReplicaSet that made the pod."},
 	{Name: K8sServiceClusterIP, Description: "IP address of the Service within the cluster, the first of several."},

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -22,6 +24,11 @@ import (
 	"github.com/yairfalse/tapio/shared/queue"
 	"github.com/yairfalse/tapio/shared/telemetry"
 )
+
+// gcPercent is how much the heap may grow between two collections. Most of it is
+// versions that stay, so that half of what is usual costs little time and saves a
+// quarter of the memory.
+const gcPercent = 50
 
 // Source is the source of portti's events.
 const Source = "portti"
@@ -65,6 +72,9 @@ type server struct {
 // Run runs until ctx is done. The error is about the configuration, or a state
 // directory that another process uses.
 func Run(ctx context.Context, c Config) error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	s := &server{Config: c, registry: prometheus.NewRegistry(), book: deliver.NewBook(c.Log)}
 	if err := s.openSender(); err != nil {
 		return err

@@ -193,7 +193,13 @@ func (s *Store) Load(kind string, each func(uid string, version []byte) error) (
 				return nil
 			}
 			resourceVersion = string(b.Get(keyResource))
-			return b.Bucket(bucketObjects).ForEach(func(uid, version []byte) error { return each(string(uid), version) })
+			return b.Bucket(bucketObjects).ForEach(func(uid, packed []byte) error {
+				version, err := unpack(packed)
+				if err != nil {
+					return err
+				}
+				return each(string(uid), version)
+			})
 		})
 	})
 	if err != nil {
@@ -220,10 +226,14 @@ func (s *Store) Forget(kind string) error {
 
 // Save writes changes by kind, all or none, through to the disk.
 func (s *Store) Save(changes map[string]Changes) error {
-	err := guard(func() error {
+	packer, err := newPacker()
+	if err != nil {
+		return err
+	}
+	err = guard(func() error {
 		return s.db.Update(func(tx *bolt.Tx) error {
 			for kind, c := range changes {
-				if err := save(tx.Bucket(bucketKinds), kind, c); err != nil {
+				if err := save(tx.Bucket(bucketKinds), kind, c, packer); err != nil {
 					return err
 				}
 			}
@@ -236,7 +246,7 @@ func (s *Store) Save(changes map[string]Changes) error {
 	return nil
 }
 
-func save(kinds *bolt.Bucket, kind string, c Changes) error {
+func save(kinds *bolt.Bucket, kind string, c Changes, packer *packer) error {
 	b, err := kinds.CreateBucketIfNotExists([]byte(kind))
 	if err != nil {
 		return err
@@ -249,7 +259,7 @@ func save(kinds *bolt.Bucket, kind string, c Changes) error {
 		if version == nil {
 			err = objects.Delete([]byte(uid))
 		} else {
-			err = objects.Put([]byte(uid), version)
+			err = objects.Put([]byte(uid), packer.pack(version))
 		}
 		if err != nil {
 			return err

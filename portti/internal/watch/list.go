@@ -18,7 +18,7 @@ import (
 
 // pageSize is how many objects are listed at once. All of a page are in memory
 // together, at some 50 KB for a pod.
-const pageSize = 250
+const pageSize = 100
 
 // listing is one comparison of all objects with what is known of them.
 type listing struct {

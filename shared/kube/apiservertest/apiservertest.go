@@ -45,7 +45,7 @@ const (
 
 // startWithin is how long a server may take to work, on a machine that has much
 // else to do.
-const startWithin = 3 * time.Minute
+const startWithin = 2 * time.Minute
 
 // Server is an API server and its etcd. They can be killed and started again, on
 // the same ports with the same data.
