@@ -69,6 +69,31 @@ func (s *system) topology(ctx context.Context, entity string) (*ahtiv1.TopologyR
 	return answer, s.ask(ctx, "/v1/topology", url.Values{"entity": {entity}, "depth": {"3"}}, answer)
 }
 
+// owners returns what owns something at last, by the ties that AHTI knows.
+func owners(graph *ahtiv1.TopologyResponse, entity *ahtiv1.Entity) []string {
+	byID := map[string]*ahtiv1.Entity{}
+	for _, e := range graph.GetEntities() {
+		byID[e.GetId()] = e
+	}
+	var names []string
+	for id := entity.GetId(); id != ""; {
+		next := ""
+		for _, r := range graph.GetRelationships() {
+			if r.GetType() == ahtiv1.RelationshipType_RELATIONSHIP_TYPE_OWNS && r.GetTarget().GetId() == id && byID[r.GetSource().GetId()] != nil {
+				next = r.GetSource().GetId()
+				names = append(names, nameOf(byID[next]))
+			}
+		}
+		if id = next; len(names) > maxOwners {
+			break
+		}
+	}
+	return names
+}
+
+// maxOwners is more than anything in Kubernetes has.
+const maxOwners = 6
+
 func stampOf(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
 // kindOf writes the type of an entity as people do: deployment.

@@ -74,7 +74,7 @@ func table(outcomes []*outcome) (failed int) {
 			failed++
 		}
 		if !o.explained.IsZero() {
-			until = fmt.Sprintf("%.1f s", o.symptom.Sub(o.fault).Seconds())
+			until = fmt.Sprintf("%.1f s", o.delay().Seconds())
 			after = fmt.Sprintf("%.1f s", o.explained.Sub(o.symptom).Seconds())
 		} else if len(o.want) == 0 && len(o.problems) == 0 {
 			until, after = "none", "nothing told"

@@ -237,6 +237,9 @@ func (j *judge) perform(ctx context.Context, o *outcome) error {
 		}
 	}
 	j.wavered(o)
+	if err := j.drawn(ctx, o); err != nil {
+		return err
+	}
 	return j.asked(ctx, o)
 }
 
@@ -319,13 +322,39 @@ func (j *judge) asked(ctx context.Context, o *outcome) error {
 	return nil
 }
 
+// drawn compares the graph around the Deployments of a namespace with what the
+// cluster has: each pod is there, and belongs to its Deployment.
+func (j *judge) drawn(ctx context.Context, o *outcome) error {
+	const template = `jsonpath={range .items[*]}{.metadata.labels.app} {.metadata.name}{"\n"}{end}`
+	list, err := j.kubectl(ctx, "-n", o.namespace(), "get", "pods", "-l", "app", "--field-selector", "status.phase=Running", "-o", template)
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(list) {
+		words := strings.Fields(line)
+		graph, err := j.topology(ctx, "pod/"+o.namespace()+"/"+words[1])
+		if err != nil {
+			return err
+		}
+		at := slices.IndexFunc(graph.GetEntities(), func(e *ahtiv1.Entity) bool { return nameOf(e) == "pod/"+words[1] })
+		if at < 0 || !slices.Contains(owners(graph, graph.GetEntities()[at]), "deployment/"+words[0]) {
+			o.problem("the topology does not tie pod %s to deployment %s", words[1], words[0])
+		}
+	}
+	return nil
+}
+
+// delay is how long after the fault the first symptom came. The API gives many times
+// in whole seconds, which may lie before the fault.
+func (o *outcome) delay() time.Duration { return max(0, o.symptom.Sub(o.fault)) }
+
 // times says how long it took.
 func (o *outcome) times() string {
 	if o.explained.IsZero() {
 		return ""
 	}
 	return fmt.Sprintf(" (first symptom %.1f s after the fault, explained %.1f s after that)",
-		o.symptom.Sub(o.fault).Seconds(), o.explained.Sub(o.symptom).Seconds())
+		o.delay().Seconds(), o.explained.Sub(o.symptom).Seconds())
 }
 
 // artifacts keeps what helps to find out why an answer was wrong.

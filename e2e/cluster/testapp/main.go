@@ -149,8 +149,6 @@ func call(ctx context.Context, args []string) error {
 	for {
 		peer, greeting, err := ask(ctx, address)
 		switch {
-		case ctx.Err() != nil:
-			return nil
 		case err != nil:
 			fmt.Println(err)
 		default:
