@@ -205,7 +205,7 @@ func stories() []struct {
 		},
 		{
 			name: "new claim of an unknown class", until: 2 * time.Minute, want: []finding{{"pvc/data", "", "cannot be had"}},
-			tell: func(s *story, c *cluster) {
+			tell: func(s *story, _ *cluster) {
 				claim := newObject("PersistentVolumeClaim", "shop", "data")
 				s.change(0, claim, "created", "metadata.creationTimestamp:  -> 2026-03-03T14:00:00Z", "spec.storageClassName:  -> nowhere")
 				db := newObject("Deployment", "shop", "db").link("mounts", claim)
