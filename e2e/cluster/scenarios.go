@@ -16,12 +16,12 @@ func scenarios() []scenario {
 			}},
 		},
 		{
-			name: "leak", about: "a container leaks memory with each call: OOM kills that no change explains", early: true,
+			name: "leak", about: "a container leaks memory with each call: OOM kills, of which all that is known is that it is new", early: true,
 			faults: []string{"kubectl scale deployment/web --replicas=1"},
 			want: []want{{
-				root: "container/app", ask: "deployment/e2e-leak/leaky",
-				chain: []string{"container.oom_kill container/*"}, symptoms: []string{"container.oom_kill container/*"},
-				says: []string{"OOM-killed", "No change that was seen explains it"},
+				root: "deployment/leaky", mode: "first_rollout_too_small", ask: "deployment/e2e-leak/leaky",
+				chain: []string{"k8s.deployment.created deployment/leaky", "container.oom_kill container/*"}, symptoms: []string{"container.oom_kill container/*"},
+				says: []string{"was created", "OOM-killed"},
 			}},
 		},
 		{
@@ -125,6 +125,15 @@ func scenarios() []scenario {
 				root: "deployment/api", mode: "probe_changed", ask: "deployment/e2e-liveness-port/api",
 				chain: []string{"k8s.deployment.updated deployment/api", "k8s.event.Unhealthy pod/api-*"},
 				says:  []string{"liveness probe"},
+			}},
+		},
+		{
+			name: "readiness-port", about: "a rollout has the readiness probe ask a port that nobody listens on",
+			faults: []string{`kubectl patch deployment api -p {"spec":{"template":{"spec":{"containers":[{"name":"app","readinessProbe":{"tcpSocket":{"port":8099}}}]}}}}`},
+			want: []want{{
+				root: "deployment/api", mode: "probe_changed", ask: "deployment/e2e-readiness-port/api",
+				chain: []string{"k8s.deployment.updated deployment/api", "k8s.pod.created pod/api-*", "k8s.event.Unhealthy pod/api-*"},
+				says:  []string{"fails its probes", "8080 → 8099"},
 			}},
 		},
 		{

@@ -31,6 +31,9 @@ const (
 	gapFit = 0.7
 	// consequence is how soon the cluster acts on a change of an owner.
 	consequence = 10 * time.Minute
+	// aftermath is how long what a symptom did to others may take to show when the
+	// symptom itself is over.
+	aftermath = time.Minute
 	// maxChanges is how many changes of one thing are looked at.
 	maxChanges = 64
 	// maxRated is how many causes of a symptom are compared with each other.
@@ -230,6 +233,10 @@ func (x *rating) runsAt(at int) {
 	distance := math.Exp(-fade * p.cost)
 	for _, o := range p.vertex.runs {
 		if o == r || o.first.at > r.first.at+int64(skew) || x.ordered(o) {
+			continue
+		}
+		// What was over explains nothing that began later.
+		if at, over := o.ended(); over && at < r.first.at-int64(aftermath) {
 			continue
 		}
 		for _, row := range x.rows {

@@ -463,7 +463,7 @@ const crowd = 5
 func (e *Engine) opened(g *group, now time.Time) bool {
 	counts := map[string]int64{}
 	for _, r := range g.runs {
-		if r.starting(now) {
+		if r.starting(now) && !g.via[r].asksElsewhere() {
 			continue
 		}
 		enough := int64(e.opens(r.name))
@@ -510,6 +510,25 @@ func (r *run) starting(now time.Time) bool {
 		return false
 	}
 	return r.first.at-r.vertex.born <= int64(infancy) && until-r.first.at < int64(infancy)
+}
+
+// asksElsewhere says whether a probe was made to ask for something else than before.
+// When it fails then, that is no slow start.
+func (c *candidate) asksElsewhere() bool {
+	if c == nil || c.change == nil {
+		return false
+	}
+	return slices.ContainsFunc(c.fields, func(f field) bool {
+		if f.class != "probe" || f.GetOld() == "" || f.GetNew() == "" {
+			return false
+		}
+		steps := splitPath(f.GetPath())
+		switch steps[len(steps)-1] {
+		case "port", "path", "scheme", "host":
+			return true
+		}
+		return false
+	})
 }
 
 func (e *Engine) opens(name string) int {

@@ -204,6 +204,18 @@ func stories() []struct {
 			},
 		},
 		{
+			name: "a node that was mended long ago is not blamed for what a deleted Service does", until: 2 * time.Minute,
+			want: []finding{{"service/api", "service_deleted", "time out"}, {"node/n1", "", "is not ready"}},
+			tell: func(s *story, c *cluster) {
+				s.change(-12*time.Minute, c.n1, "updated", "status.conditions[Ready].status: True -> Unknown")
+				s.change(-10*time.Minute, c.n1, "updated", "status.conditions[Ready].status: Unknown -> True")
+				s.change(0, c.svc, "deleted")
+				for i := range 20 {
+					s.agent(5*sec+time.Duration(2*i)*sec, c.webPod, event.KindNetworkConnectionTimeout, eventv1.Severity_SEVERITY_ERROR, event.NetworkPeerAddress, "10.96.0.9", event.NetworkPeerPort, "80", event.ErrorType, "timeout", event.TapioNetworkRole, event.RoleClient)
+				}
+			},
+		},
+		{
 			name: "new claim of an unknown class", until: 2 * time.Minute, want: []finding{{"pvc/data", "", "cannot be had"}},
 			tell: func(s *story, _ *cluster) {
 				claim := newObject("PersistentVolumeClaim", "shop", "data")
@@ -648,6 +660,16 @@ func stories() []struct {
 				s.oom(0, c.apiA, 512*mib)
 				s.warning(0, c.n1, "OOMKilling", "Memory cgroup out of memory: Killed process 4711 (server) total-vm:1GiB")
 				c.crash(s, 0, c.apiA, "OOMKilled", "137", 2)
+			},
+		},
+		{
+			name: "a readiness probe asks another port, nobody has to wait long for the answer", until: 20 * sec, want: []finding{{"deployment/api", "probe_changed", "probes"}},
+			tell: func(s *story, c *cluster) {
+				_, p := c.rollout(s, 0, "8e1f", 1, "spec.template.spec.containers[api].readinessProbe.tcpSocket.port: 8080 -> 8099")
+				c.started(s, 2*sec, p[0])
+				for j := range 4 {
+					s.warning(3*sec+time.Duration(j)*sec, p[0], "Unhealthy", "Readiness probe failed: dial tcp 10.244.1.20:8099: connect: connection refused", "api")
+				}
 			},
 		},
 		{
