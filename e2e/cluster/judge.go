@@ -161,6 +161,9 @@ func (j *judge) play(ctx context.Context, o *outcome) {
 		say("%s: right%s", o.name, o.times())
 		return
 	}
+	if ctx.Err() != nil {
+		return
+	}
 	say("%s: WRONG: %s", o.name, strings.Join(o.problems, "; "))
 	if err := j.artifacts(o); err != nil {
 		o.problem("%v", err)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -25,6 +26,9 @@ nodes: [{role: control-plane}, {role: worker}, {role: worker}]
 
 // testImage is the application of the scenarios; its two tags are the same program.
 const testImage = "tapio-e2e-testapp"
+
+// endWithin is how long a program may take to end when it is asked to.
+const endWithin = 5 * time.Second
 
 // leaveWithin is how long taking the cluster away may last.
 const leaveWithin = time.Minute
@@ -209,8 +213,9 @@ func (m *machine) command(ctx context.Context, name string, args ...string) *exe
 	}
 	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // kubectl, docker, kind and go
 	cmd.Env = m.env
-	// An interrupted kubectl ends by itself; what it leaves open is closed.
-	cmd.WaitDelay = time.Second
+	// They take back what they have begun when they are asked to end.
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = endWithin
 	return cmd
 }
 

@@ -109,9 +109,12 @@ func run(ctx context.Context, s settings) (err error) {
 	say("deployed and ready after %s", time.Since(began).Round(time.Second))
 
 	outcomes := j.runAll(ctx, chosen, s.atOnce)
+	if ctx.Err() != nil {
+		return fmt.Errorf("the run was cut short; what there is is in %s: %w", s.folder, ctx.Err())
+	}
 	err = j.verdict(context.WithoutCancel(ctx), outcomes)
 	say("the suite took %s; logs and findings are in %s", time.Since(began).Round(time.Second), s.folder)
-	return errors.Join(err, ctx.Err())
+	return err
 }
 
 func choose(all []scenario, names []string) ([]scenario, error) {

@@ -401,9 +401,20 @@ func (e *Engine) followed(c *change, from *candidate) bool {
 		return false
 	}
 	scaled := o.vertex.kind == ahtiv1.EntityType_ENTITY_TYPE_HPA && c.onlyReplicas()
-	// What a thing owns follows from it, never the other way round.
-	return (scaled || followsOwner(c.kind)) && !e.owned(o.vertex, c.vertex) &&
-		(slices.Contains(from.path, c.vertex) || e.owned(c.vertex, o.vertex))
+	if !scaled && !followsOwner(c.kind) {
+		return false
+	}
+	return e.owned(c.vertex, o.vertex) || (scaled || madeByControllers(c.vertex.kind)) && slices.Contains(from.path, c.vertex)
+}
+
+// madeByControllers says whether things of a kind are hardly ever made by people: what
+// is on the way to a workload then follows from it. A Service or a claim does not.
+func madeByControllers(kind ahtiv1.EntityType) bool {
+	switch kind {
+	case ahtiv1.EntityType_ENTITY_TYPE_POD, ahtiv1.EntityType_ENTITY_TYPE_REPLICASET, ahtiv1.EntityType_ENTITY_TYPE_JOB:
+		return true
+	}
+	return false
 }
 
 // followsOwner says whether controllers make such changes by themselves.

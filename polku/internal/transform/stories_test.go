@@ -192,6 +192,8 @@ func stories() []struct {
 		{
 			name: "a Service is deleted, and who keeps its address waits in vain", until: 2 * time.Minute, want: []finding{{"service/api", "service_deleted", "time out"}},
 			tell: func(s *story, c *cluster) {
+				// What is behind it is only a little older.
+				s.change(-10*sec, c.api, "created", "metadata.creationTimestamp:  -> 2026-03-03T13:59:50Z")
 				s.change(0, c.svc, "deleted")
 				s.change(100*ms, c.slice, "deleted")
 				for i := range 20 {
@@ -217,8 +219,9 @@ func stories() []struct {
 		},
 		{
 			name: "new claim of an unknown class", until: 2 * time.Minute, want: []finding{{"pvc/data", "", "cannot be had"}},
-			tell: func(s *story, _ *cluster) {
+			tell: func(s *story, c *cluster) {
 				claim := newObject("PersistentVolumeClaim", "shop", "data")
+				s.change(-sec, c.ns, "created", "metadata.creationTimestamp:  -> 2026-03-03T13:59:59Z")
 				s.change(0, claim, "created", "metadata.creationTimestamp:  -> 2026-03-03T14:00:00Z", "spec.storageClassName:  -> nowhere")
 				db := newObject("Deployment", "shop", "db").link("mounts", claim)
 				rs := newObject("ReplicaSet", "shop", "db-1", db)
