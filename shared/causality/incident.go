@@ -369,13 +369,18 @@ func (e *Engine) supported(r *run, all []*run) *candidate {
 	if row == nil || len(row.Supports) == 0 {
 		return nil
 	}
+	var latest *run // what came right long ago is not counted any more
 	for _, o := range all {
 		if o.vertex.cluster == r.vertex.cluster && slices.Contains(row.Supports, o.name) &&
-			o.first.at <= r.last.at+int64(skew) && o.last.at+int64(quiet) >= r.first.at {
-			return &candidate{run: o}
+			o.first.at <= r.last.at+int64(skew) && o.last.at+int64(quiet) >= r.first.at &&
+			!o.settled() && (latest == nil || o.last.at > latest.last.at) {
+			latest = o
 		}
 	}
-	return nil
+	if latest == nil {
+		return nil
+	}
+	return &candidate{run: latest}
 }
 
 // manyPeers is how many peers that do not answer make the one who calls them the

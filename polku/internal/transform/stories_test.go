@@ -193,7 +193,14 @@ func stories() []struct {
 			name: "a Service is deleted, and who keeps its address waits in vain", until: 2 * time.Minute, want: []finding{{"service/api", "service_deleted", "time out"}},
 			tell: func(s *story, c *cluster) {
 				// What is behind it is only a little older.
-				s.change(-10*sec, c.api, "created", "metadata.creationTimestamp:  -> 2026-03-03T13:59:50Z")
+				young := newObject("Deployment", "shop", "young")
+				set := newObject("ReplicaSet", "shop", "young-1", young)
+				p := newObject("Pod", "shop", "young-1-x", set, young).link("scheduled_on", c.n1)
+				for _, o := range []*object{young, set, p} {
+					s.change(-10*sec, o, "created", "metadata.creationTimestamp:  -> 2026-03-03T13:59:50Z")
+				}
+				c.slice.links = []*eventv1.ObjectLink{{Type: "exposes", Target: p.ref}}
+				s.change(-9*sec, c.slice, "updated")
 				s.change(0, c.svc, "deleted")
 				s.change(100*ms, c.slice, "deleted")
 				for i := range 20 {
@@ -221,7 +228,8 @@ func stories() []struct {
 			name: "new claim of an unknown class", until: 2 * time.Minute, want: []finding{{"pvc/data", "", "cannot be had"}},
 			tell: func(s *story, c *cluster) {
 				claim := newObject("PersistentVolumeClaim", "shop", "data")
-				s.change(-sec, c.ns, "created", "metadata.creationTimestamp:  -> 2026-03-03T13:59:59Z")
+				lim := newObject("LimitRange", "shop", "young")
+				s.change(-sec, lim, "created", "metadata.creationTimestamp:  -> 2026-03-03T13:59:59Z")
 				s.change(0, claim, "created", "metadata.creationTimestamp:  -> 2026-03-03T14:00:00Z", "spec.storageClassName:  -> nowhere")
 				db := newObject("Deployment", "shop", "db").link("mounts", claim)
 				rs := newObject("ReplicaSet", "shop", "db-1", db)
