@@ -226,7 +226,7 @@ func stories() []struct {
 		},
 		{
 			name: "new claim of an unknown class", until: 2 * time.Minute, want: []finding{{"pvc/data", "", "cannot be had"}},
-			tell: func(s *story, c *cluster) {
+			tell: func(s *story, _ *cluster) {
 				claim := newObject("PersistentVolumeClaim", "shop", "data")
 				lim := newObject("LimitRange", "shop", "young")
 				s.change(-sec, lim, "created", "metadata.creationTimestamp:  -> 2026-03-03T13:59:59Z")
