@@ -593,7 +593,7 @@ func (e *Engine) show(g *group, now time.Time) *ahtiv1.Incident {
 	over := true
 	in.SymptomCount = int64(len(g.runs))
 	for _, r := range worst(g.runs, primary) {
-		in.Symptoms = append(in.Symptoms, e.showRun(r))
+		in.Symptoms = append(in.Symptoms, e.showRun(r, g.via[r]))
 	}
 	for _, r := range g.runs {
 		in.Severity = max(in.GetSeverity(), r.worst)
@@ -656,10 +656,15 @@ func incidentID(cluster, event string) string {
 	return "inc-" + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:])[:16])
 }
 
-func (e *Engine) showRun(r *run) *ahtiv1.Symptom {
+func (e *Engine) showRun(r *run, from *candidate) *ahtiv1.Symptom {
+	first := r.first.at
+	if row := e.modes.byName[r.name]; row != nil && len(row.Supports) > 0 && from != nil && from.run != nil {
+		// Until then it told of others.
+		first = max(first, from.run.first.at)
+	}
 	s := &ahtiv1.Symptom{
 		Kind: r.first.kind, Entity: r.vertex.view(), Count: r.times(), Severity: r.worst,
-		FirstAt: timestamp(r.first.at), LastAt: timestamp(r.last.at), Text: e.words(r, nil),
+		FirstAt: timestamp(first), LastAt: timestamp(r.last.at), Text: e.words(r, nil),
 	}
 	for _, sample := range r.samples {
 		s.EventIds = append(s.EventIds, sample.id)

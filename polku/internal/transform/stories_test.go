@@ -882,6 +882,43 @@ func TestChainBeginsWithItsCause(t *testing.T) {
 	require.Equal(t, []string{"k8s.deployment.updated", "k8s.replicaset.created", "k8s.pod.created", "k8s.event.Failed"}, kinds)
 }
 
+// The scheduler only counts the pods that wait: while others do, it has told of those,
+// and what begins later is none of them.
+func TestSchedulerToldOfOthersBefore(t *testing.T) {
+	modes, err := causality.ReadModes(causality.DefaultModes())
+	require.NoError(t, err)
+	s := &story{t: t}
+	c := newCluster(s)
+	wait := func(at time.Duration, name string) *object {
+		p := c.pod(c.apiRS, c.api, name, nil, "")
+		s.change(at, p, "created")
+		s.warning(at, p, "FailedScheduling", "0/2 nodes are available: 2 Insufficient cpu.")
+		s.change(at, p, "updated", "status.conditions[PodScheduled].status:  -> False", "status.conditions[PodScheduled].reason:  -> Unschedulable")
+		return p
+	}
+	s.change(0, c.api, "updated", "spec.template.spec.containers[api].resources.requests.cpu: 500m -> 64")
+	first := wait(time.Second, "first")
+	s.podsWait(15 * time.Second)
+	s.change(20*time.Second, first, "updated", "status.conditions[PodScheduled].status: False -> True", "status.conditions[PodScheduled].reason: Unschedulable -> ", "spec.nodeName:  -> n1")
+	s.change(60*time.Second, c.n1, "updated", "spec.unschedulable:  -> true")
+	wait(61*time.Second, "later")
+	s.podsWait(75 * time.Second)
+	e := newEngine(t, modes)
+	for _, ev := range s.events {
+		e.Apply(ev)
+	}
+	told := 0
+	for _, in := range e.Incidents(noon.Add(80 * time.Second)) {
+		for _, symptom := range in.GetSymptoms() {
+			if symptom.GetKind() == event.KindSchedulerUnschedulable {
+				told++
+				require.Equal(t, noon.Add(61*time.Second), symptom.GetFirstAt().AsTime(), in.GetSummary())
+			}
+		}
+	}
+	require.Equal(t, 1, told)
+}
+
 // requireNothingElse asks after each event, in the order of time: what is an incident
 // for a while only is a false alarm.
 func requireNothingElse(t *testing.T, modes *causality.Modes, events []*ahtiv1.AhtiEvent, want []*ahtiv1.Incident) {
