@@ -293,8 +293,11 @@ func (f *flattener) entry(key string) {
 	if f.redact.Value(key) != key || strings.ContainsAny(key, "[]") {
 		key = f.redact.Digest(key)
 	}
+	if len(key) > maxKey {
+		key = strings.ToValidUTF8(key[:maxKey], "") // it may end within a letter
+	}
 	f.path = append(f.path, '[')
-	f.path = append(f.path, key[:min(len(key), maxKey)]...)
+	f.path = append(f.path, key...)
 	f.path = append(f.path, ']')
 }
 

@@ -321,3 +321,18 @@ func BenchmarkUpdated(b *testing.B) {
 		b.ReportMetric(float64(proto.Size(p.Updated(k, v, newer, change.Origin{SeenAt: seen()}))), "bytes/event")
 	}
 }
+
+// A path that is cut within a letter could not be encoded, and no ack would come.
+func TestALongKeyIsCutBetweenLetters(t *testing.T) {
+	p := newProjector(nil)
+	for spaces := range 2 {
+		mountPath := "/" + strings.Repeat("x", spaces) + strings.Repeat("ä", 200)
+		k, v := version(t, p, `
+kind: Pod
+metadata: {name: p, namespace: ns, uid: u, resourceVersion: "7"}
+spec: {containers: [{name: c, volumeMounts: [{name: v, mountPath: `+mountPath+`, readOnly: true}]}]}
+`)
+		_, err := proto.Marshal(p.Created(k, v, change.Origin{SeenAt: seen()}))
+		require.NoError(t, err)
+	}
+}
