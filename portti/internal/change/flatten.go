@@ -97,6 +97,11 @@ func (f *flattener) value(parent, key string, value any) {
 			}
 			return
 		}
+	case "labels", "matchLabels", "selector", "nodeSelector":
+		if s, ok := value.(string); ok {
+			f.leaf(f.redact.Label(key, s))
+			return
+		}
 	case "data", "binaryData", "stringData":
 		if s, ok := value.(string); ok && f.depth == 2 {
 			f.data(parent, key, s)
@@ -259,7 +264,7 @@ func (f *flattener) scalar(parent, name string, value any) {
 		f.leaf(text(value))
 	case name == "message" || name == "note":
 		f.leaf(f.redact.Text(s))
-	case name == "path":
+	case name == "path" || strings.Contains(s, "://"):
 		f.leaf(f.redact.Path(s))
 	default:
 		f.leaf(f.redact.Value(s))
