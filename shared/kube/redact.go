@@ -435,11 +435,11 @@ func (r *Redactor) Quantity(value string) string {
 
 // What secrets look like in a text.
 var (
-	pemBlock  = regexp.MustCompile(`(?s)-----BEGIN [A-Z0-9 ]*-----.*?(-----END [A-Z0-9 ]*-----|$)`)
-	userInfo  = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*:/{1,2})[^\s"'<>]*@`)
-	bearer    = regexp.MustCompile(`(?i)\b(bearer|basic)[\s:]+([A-Za-z0-9._~+/=-]{6,})`)
-	assigned  = regexp.MustCompile(`(?i)([\w.-]*(?:(?:passw|passphrase|pwd|secret|token|api[_-]?key|(?:access|account|private|shared|signing|encryption)[_-]?key|credential|authorization|cookie|signature)[\w.-]*|pass|[?&]sig)\\?["']?\s*(?:[:=]|=>)\s*)(\\?"[^"]*"?|'[^']*'?|\S*[^\s,;&])`)
-	flagged   = regexp.MustCompile(`(?i)(--?[\w-]*(?:passw|pwd|secret|token|api-?key)[\w-]*\s+)("[^"]*"?|'[^']*'?|[^\s,;]+)`)
+	pemBlock = regexp.MustCompile(`(?s)-----BEGIN [A-Z0-9 ]*-----.*?(-----END [A-Z0-9 ]*-----|$)`)
+	userInfo = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*:/{1,2})[^\s"'<>]*@`)
+	bearer   = regexp.MustCompile(`(?i)\b(bearer|basic)[\s:]+([A-Za-z0-9._~+/=-]{6,})`)
+	assigned = regexp.MustCompile(`(?i)([\w.-]*(?:(?:passw|passphrase|pwd|secret|token|api[_-]?key|(?:access|account|private|shared|signing|encryption)[_-]?key|credential|authorization|cookie|signature)[\w.-]*|pass|[?&]sig)\\?["']?\s*(?:[:=]|=>)\s*)(\\?"[^"]*"?|'[^']*'?|\S*[^\s,;&])`)
+	flagged  = regexp.MustCompile(`(?i)(--?[\w-]*(?:passw|pwd|secret|token|api-?key)[\w-]*\s+)("[^"]*"?|'[^']*'?|[^\s,;]+)`)
 	// What programs take passwords by: mysql -pPASSWORD, curl -u USER:PASSWORD.
 	byProgram = regexp.MustCompile(`(\b(?:mysql|mariadb)[\w-]*\s(?:[^|;&\n]*?\s)?-p|\b(?:sshpass|redis-cli|valkey-cli)\s(?:[^|;&\n]*?\s)?-[ap]\s*|(?:^|\s)(?:-u\s*|--user[ =])[^\s:]+:)\S+`)
 	wellKnown = regexp.MustCompile(`\beyJ[\w-]{8,}(?:\.[\w-]*){1,4}|\b(?:AKIA|ASIA|AROA)[0-9A-Z]{12,}|\bgh[pousr]_\w{10,}|\bgithub_pat_\w{10,}|\bglpat-[\w-]{10,}|\bxox[a-z]-[\w-]{6,}|\bsk-(?:proj-|ant-|live-|test-)?\w{20,}|\b[srp]k_(?:live|test)_\w{8,}|\bAIza[\w-]{20,}|\bnpm_\w{20,}|\bhvs\.[\w-]{16,}|\bSG\.[\w-]{10,}\.[\w-]{10,}`)

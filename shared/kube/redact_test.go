@@ -42,8 +42,8 @@ func TestTextsLoseTheirSecretsAndNothingElse(t *testing.T) {
 		"curl -u admin:hunter2 http://x":                               "curl -u admin:[redacted] http://x",
 		// What does not.
 		"tests passed: 5, -path=x": "tests passed: 5, -path=x",
-		"":   "",
-		"ok": "ok",
+		"":                         "",
+		"ok":                       "ok",
 		`MountVolume.SetUp failed for volume "certs" : secret "api-tls" not found`:                                                  `MountVolume.SetUp failed for volume "certs" : secret "api-tls" not found`,
 		`Error: couldn't find key password in Secret shop/db`:                                                                       `Error: couldn't find key password in Secret shop/db`,
 		"manifest with digest: sha256:1eeb4c7316bacb1d4c8ead65571cd92dd21e27359f0d4917f1a5822a73b75db1":                             "manifest with digest: sha256:1eeb4c7316bacb1d4c8ead65571cd92dd21e27359f0d4917f1a5822a73b75db1",

@@ -71,7 +71,7 @@ type Watcher struct {
 	expired *expiredError // why a list must come before the next watch
 	tried   chan struct{} // closed when it was listed, or could not be
 
-	// Of all kinds together:
+	// Of several kinds together:
 	asking    chan struct{} // holds a token for each request for history
 	revisions *revisions
 
@@ -154,16 +154,18 @@ func (w *Watcher) Run(ctx context.Context) {
 		}
 		reason := reasonOf(err)
 		w.Metrics.restarts.WithLabelValues(w.kind.Word, reason).Inc()
-		switch {
-		case reason == reasonExpired || reason == reasonClosed && time.Since(began) >= healthy:
+		if time.Since(began) >= healthy {
 			failures = 0
-			if reason == reasonExpired {
-				w.fails(err) // until it has caught up
-			}
+		}
+		switch {
+		case reason == reasonExpired && failures == 0:
+			failures++   // a server that says so again at once must not be asked for ever
+			w.fails(err) // until it has caught up
 			w.Log.Debug("the watch ended", "reason", reason)
 			continue
-		case time.Since(began) >= healthy:
-			failures = 0
+		case reason == reasonClosed && time.Since(began) >= healthy:
+			w.Log.Debug("the watch ended", "reason", reason)
+			continue
 		}
 		wait := backoff(failures)
 		failures++
@@ -222,6 +224,7 @@ func (w *Watcher) checkPast(ctx context.Context) error {
 	if currentErr == nil && knownErr == nil && current < known {
 		w.Log.Warn("the API server is behind what was sent, as after a restore: listing all", "at", now, "sent", w.at)
 		w.expired = &expiredError{rewound: true}
+		w.revisions.forget()
 	}
 	return nil
 }
