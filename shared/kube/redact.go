@@ -93,7 +93,7 @@ func (r *Redactor) Setting(name, value string) string {
 	switch {
 	case value == "", isReference(value), isSwitch(value):
 		return value
-	case namesFile(name) && filePath.MatchString(value) && !isRandom(value, 16) && scrub(value) == value:
+	case namesFile(name, value) && filePath.MatchString(value) && !isRandom(value, 16) && scrub(value) == value:
 		return value
 	case namesAddress(name):
 		if address, ok := r.addresses(name, value); ok {
@@ -311,14 +311,26 @@ func namesAddress(name string) bool {
 	return false
 }
 
-// namesPort says whether a name promises a number, or an address that has one: a
-// word alone is none.
-func namesPort(name string) bool { return strings.HasSuffix(strings.ToLower(name), "port") }
-
-// namesFile says whether a name promises the path of a file.
-func namesFile(name string) bool {
+// namesMore says whether a name promises a number, or an address that has a scheme
+// or a port: a word alone is none.
+func namesMore(name string) bool {
 	name = strings.ToLower(name)
-	for _, end := range [...]string{"file", "dir", "directory", "path", "config", "kubeconfig", "conf", "certificate", "key"} {
+	for _, end := range [...]string{"port", "url", "urls", "uri", "uris"} {
+		if strings.HasSuffix(name, end) {
+			return true
+		}
+	}
+	return false
+}
+
+// namesFile says whether a name promises the path of a file. A key may be one, or be
+// in one.
+func namesFile(name, value string) bool {
+	name = strings.ToLower(name)
+	if strings.HasSuffix(name, "key") {
+		return strings.HasSuffix(value, ".key") || strings.HasSuffix(value, ".pem")
+	}
+	for _, end := range [...]string{"file", "dir", "directory", "path", "config", "kubeconfig", "conf", "certificate"} {
 		if strings.HasSuffix(name, end) {
 			return true
 		}
@@ -364,7 +376,7 @@ func (r *Redactor) addresses(name, value string) (string, bool) {
 		if authority == "" || port == nil || isRandom(authority, 16) {
 			return "", false
 		}
-		if prefix == "" && (hidden != "" || port[1] == "" && !isPlain(value) && (namesSecret(name) || namesPort(name))) {
+		if prefix == "" && (hidden != "" || port[1] == "" && !isPlain(value) && (namesSecret(name) || namesMore(name))) {
 			return "", false
 		}
 		parts[i] = prefix + authority
@@ -389,8 +401,8 @@ func isPlain(value string) bool {
 	if isWord(value) || quantity.MatchString(value) && isQuantity(value) {
 		return true
 	}
-	if _, err := netip.ParseAddr(value); err == nil {
-		return true
+	if address, err := netip.ParseAddr(value); err == nil {
+		return address.Zone() == "" // which is any text
 	}
 	_, err := netip.ParsePrefix(value)
 	return err == nil
@@ -438,10 +450,14 @@ var (
 	pemBlock = regexp.MustCompile(`(?s)-----BEGIN [A-Z0-9 ]*-----.*?(-----END [A-Z0-9 ]*-----|$)`)
 	userInfo = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*:/{1,2})[^\s"'<>]*@`)
 	bearer   = regexp.MustCompile(`(?i)\b(bearer|basic)[\s:]+([A-Za-z0-9._~+/=-]{6,})`)
-	assigned = regexp.MustCompile(`(?i)([\w.-]*(?:(?:passw|passphrase|pwd|secret|token|api[_-]?key|(?:access|account|private|shared|signing|encryption)[_-]?key|credential|authorization|cookie|signature)[\w.-]*|pass|[?&]sig)\\?["']?\s*(?:[:=]|=>)\s*)(\\?"[^"]*"?|'[^']*'?|\S*[^\s,;&])`)
-	flagged  = regexp.MustCompile(`(?i)(--?[\w-]*(?:passw|pwd|secret|token|api-?key)[\w-]*\s+)("[^"]*"?|'[^']*'?|[^\s,;]+)`)
+	assigned = regexp.MustCompile(`(?i)([\w.-]*(?:(?:passw|passphrase|pwd|secret|token|api[_-]?key|(?:access|account|private|shared|signing|encryption)[_-]?key|credential|signature)[\w.-]*|pass|"auth|[?&]sig)\\?["']?\s*(?:=>|[:=])\s*)(\\"[^"]*"?|"(?:[^"\\]|\\.)*"?|'[^']*'?|\S*[^\s,;&])`)
+	// A scheme and what follows it, and all cookies.
+	headers = regexp.MustCompile(`(?i)([\w.-]*(?:authorization\\?["']?\s*[:=]\s*)\\?["']?)[^\s"']+(?: +[^\s"']+)?|([\w.-]*cookie\\?["']?\s*[:=]\s*\\?["']?)[^"'\r\n]+`)
+	// The way of Go's MySQL driver, and of SQL.
+	inSQL   = regexp.MustCompile(`(?i)([^\s:/"'=]+:)[^\s"']+(@(?:tcp6?|udp|unix)\()|(\bidentified by\s+)\S+`)
+	flagged = regexp.MustCompile(`(?i)(--?[\w-]*(?:passw|pwd|secret|token|api-?key)[\w-]*\s+)("[^"]*"?|'[^']*'?|[^\s,;]+)`)
 	// What programs take passwords by: mysql -pPASSWORD, curl -u USER:PASSWORD.
-	byProgram = regexp.MustCompile(`(\b(?:mysql|mariadb)[\w-]*\s(?:[^|;&\n]*?\s)?-p|\b(?:sshpass|redis-cli|valkey-cli)\s(?:[^|;&\n]*?\s)?-[ap]\s*|(?:^|\s)(?:-u\s*|--user[ =])[^\s:]+:)\S+`)
+	byProgram = regexp.MustCompile(`(\b(?:mysql|mariadb)[\w-]*\s(?:[^|;&\n]*?\s)?-p|\b(?:sshpass|redis-cli|valkey-cli)\s(?:[^|;&\n]*?\s)?-[ap]\s*|\blogin\s(?:[^|;&\n]*?\s)?-p\s+|(?:^|\s)(?:-u\s*|--user[ =])[^\s:]+:)\S+`)
 	wellKnown = regexp.MustCompile(`\beyJ[\w-]{8,}(?:\.[\w-]*){1,4}|\b(?:AKIA|ASIA|AROA)[0-9A-Z]{12,}|\bgh[pousr]_\w{10,}|\bgithub_pat_\w{10,}|\bglpat-[\w-]{10,}|\bxox[a-z]-[\w-]{6,}|\bsk-(?:proj-|ant-|live-|test-)?\w{20,}|\b[srp]k_(?:live|test)_\w{8,}|\bAIza[\w-]{20,}|\bnpm_\w{20,}|\bhvs\.[\w-]{16,}|\bSG\.[\w-]{10,}\.[\w-]{10,}`)
 	longWord  = regexp.MustCompile(`[A-Za-z0-9+/_=-]{32,}`)
 )
@@ -460,12 +476,18 @@ func scrub(text string) string {
 	if strings.Contains(text, "@") {
 		text = userInfo.ReplaceAllString(text, "${1}"+Redacted+"@")
 	}
+	if strings.Contains(text, "@") && strings.Contains(text, "(") || spaced && strings.Contains(strings.ToLower(text), "identified by") {
+		text = inSQL.ReplaceAllString(text, "${1}${3}"+Redacted+"${2}")
+	}
 	if spaced || assigns {
 		lower := strings.ToLower(text)
+		if assigns && containsAny(lower, "authorization", "cookie") {
+			text = headers.ReplaceAllString(text, "${1}${2}"+Redacted)
+		}
 		if containsAny(lower, "bearer", "basic") {
 			text = bearer.ReplaceAllStringFunc(text, scrubBearer)
 		}
-		if containsAny(lower, "pass", "pwd", "secret", "token", "key", "credential", "authorization", "cookie", "sig") {
+		if containsAny(lower, "pass", "pwd", "secret", "token", "key", "credential", "auth", "sig") {
 			if assigns {
 				text = assigned.ReplaceAllString(text, "${1}"+Redacted)
 			}

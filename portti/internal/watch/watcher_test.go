@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/dynamic"
@@ -89,4 +90,13 @@ func TestOwnersKnowWhoAdopted(t *testing.T) {
 	next, ok := owners.Controller(ref)
 	require.True(t, ok)
 	require.Equal(t, "web", next.GetName())
+}
+
+// The metrics of a kind in which nothing happens are there after a restart.
+func TestMetricsKnowWhatWasKnown(t *testing.T) {
+	w := newWatcher(t, "", "pod", NewOwners(nil))
+	require.Zero(t, testutil.CollectAndCount(w.Book, "portti_acked_resource_version"))
+	New(w.Config, w.kind, Known{ResourceVersion: "7"})
+	require.Equal(t, 1, testutil.CollectAndCount(w.Book, "portti_acked_resource_version"))
+	require.Equal(t, 1, testutil.CollectAndCount(w.Book, "portti_changes_open"))
 }
