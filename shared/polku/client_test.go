@@ -327,8 +327,11 @@ func TestGatewayThatTakesOnlySmallMessages(t *testing.T) {
 func TestGatewayThatLeavesOutSomeAcks(t *testing.T) {
 	const events = 200
 	g := newGateway(t).start()
+	var mu sync.Mutex // a stream that the client gave up may not have ended
 	left := map[string]bool{}
 	g.answer = func(b *polkuv1.IngestBatch, send func(*polkuv1.Ack)) error {
+		mu.Lock()
+		defer mu.Unlock()
 		ids := idsOf(b)
 		slices.Reverse(ids)
 		for _, id := range ids {
@@ -340,7 +343,7 @@ func TestGatewayThatLeavesOutSomeAcks(t *testing.T) {
 		}
 		return nil
 	}
-	l := startClient(t, g.address, inBatches(10), func(c *Client) { c.overdue = 50 * time.Millisecond })
+	l := startClient(t, g.address, inBatches(10), func(c *Client) { c.overdue = time.Second })
 	for n := range events {
 		l.Offer(number(n))
 	}

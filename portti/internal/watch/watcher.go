@@ -100,6 +100,9 @@ func New(c Config, kind change.Kind, known Known) *Watcher {
 		w.Owners.put(kind, v)
 	}
 	w.Metrics.objects.WithLabelValues(kind.Word).Set(float64(len(w.objects)))
+	if w.at != "" { // for the metrics: the first news may be a minute away
+		w.Book.Done(kind.Word, deliver.Step{ResourceVersion: w.at})
+	}
 	return w
 }
 

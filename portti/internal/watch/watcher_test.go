@@ -6,11 +6,13 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/dynamic"
@@ -89,4 +91,65 @@ func TestOwnersKnowWhoAdopted(t *testing.T) {
 	next, ok := owners.Controller(ref)
 	require.True(t, ok)
 	require.Equal(t, "web", next.GetName())
+}
+
+// The metrics of a kind in which nothing happens are there after a restart.
+func TestMetricsKnowWhatWasKnown(t *testing.T) {
+	w := newWatcher(t, "", "pod", NewOwners(nil))
+	require.Zero(t, testutil.CollectAndCount(w.Book, "portti_acked_resource_version"))
+	New(w.Config, w.kind, Known{ResourceVersion: "7"})
+	require.Equal(t, 1, testutil.CollectAndCount(w.Book, "portti_acked_resource_version"))
+	require.Equal(t, 1, testutil.CollectAndCount(w.Book, "portti_changes_open"))
+}
+
+// sent is a gateway that takes everything.
+type sent struct {
+	book   *deliver.Book
+	events chan *eventv1.Event
+}
+
+func (s sent) Send(_ context.Context, e *eventv1.Event) error {
+	s.events <- e
+	s.book.Acked([]*eventv1.Event{e})
+	return nil
+}
+
+// A watch from the future of a server that was restored from a backup would be
+// silent.
+func TestServerThatWasRestored(t *testing.T) {
+	pod := func(uid, version string) map[string]any {
+		return map[string]any{"kind": "Pod", "apiVersion": "v1", "metadata": map[string]any{"name": uid, "namespace": "ns", "uid": uid, "resourceVersion": version}}
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if r.URL.Query().Get("watch") != "" {
+			<-r.Context().Done()
+			return
+		}
+		list := map[string]any{"kind": "PodList", "apiVersion": "v1", "metadata": map[string]any{"resourceVersion": "10"}, "items": []any{pod("kept", "9")}}
+		_ = json.NewEncoder(w).Encode(list) // the client is gone
+	}))
+	defer server.Close()
+	w := newWatcher(t, server.URL, "pod", NewOwners(nil))
+	known := Known{ResourceVersion: "20", Objects: map[string]*change.Version{}}
+	for _, uid := range []string{"kept", "lost"} {
+		v, err := w.Projector.Version(w.kind, &unstructured.Unstructured{Object: pod(uid, "15")})
+		require.NoError(t, err)
+		known.Objects[uid] = v
+	}
+	gateway := sent{w.Book, make(chan *eventv1.Event, 10)}
+	w.Sender = gateway
+	w = New(w.Config, w.kind, known)
+	share([]*Watcher{w})
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { w.Run(ctx) })
+	for _, want := range []string{"k8s.pod.updated kept 9", "k8s.pod.deleted lost 15"} {
+		e := <-gateway.events
+		require.Equal(t, want, e.GetEventType()+" "+e.GetK8S().GetResourceName()+" "+e.GetK8S().GetResourceVersion())
+		require.True(t, e.GetK8S().GetGap())
+	}
+	cancel()
+	running.Wait()
+	require.Equal(t, "10", w.at)
 }
