@@ -105,7 +105,7 @@ components: [DEPLOY/components/without-secrets]
 	got, _ := helm(t, valuesText(t, `portti: {excludeKinds: [secret]}`))
 	require.Equal(t, want.text(t), got.text(t))
 
-	role := want["ClusterRole/portti"].(*rbacv1.ClusterRole)
+	role := get[*rbacv1.ClusterRole](t, want, "ClusterRole/portti")
 	less := slices.DeleteFunc(porttiRules(), func(rule string) bool { return strings.HasSuffix(rule, " secrets") })
 	require.Equal(t, less, rules(role.Rules))
 	spec, _ := pod(want["StatefulSet/"+namespace+"/portti"])

@@ -11,7 +11,7 @@ import (
 )
 
 func TestNamespaceAdmitsTheAgent(t *testing.T) {
-	ns := kustomize(t, "minimal")[onlyKustomize].(*corev1.Namespace)
+	ns := get[*corev1.Namespace](t, kustomize(t, "minimal"), onlyKustomize)
 	require.Equal(t, "privileged", ns.Labels["pod-security.kubernetes.io/enforce"])
 }
 
@@ -39,7 +39,7 @@ func TestVolumesAreWhereDataIs(t *testing.T) {
 	for _, overlay := range []string{"full", "kind"} {
 		all := kustomize(t, overlay)
 		for _, name := range []string{"portti", "polku", "ahti"} {
-			set := all["StatefulSet/"+namespace+"/"+name].(*appsv1.StatefulSet)
+			set := get[*appsv1.StatefulSet](t, all, "StatefulSet/"+namespace+"/"+name)
 			spec := set.Spec.Template.Spec
 			require.NotNil(t, spec.SecurityContext.FSGroup, name)
 			require.EqualValues(t, 65532, *spec.SecurityContext.FSGroup, name)

@@ -180,7 +180,7 @@ func TestServicesLeadToTheirPods(t *testing.T) {
 func TestNodesCanBeDrained(t *testing.T) {
 	all := kustomize(t, "full")
 	for name, replicas := range map[string]int32{"portti": 2, "polku": 1, "ahti": 1} {
-		set := all["StatefulSet/"+namespace+"/"+name].(*appsv1.StatefulSet)
+		set := get[*appsv1.StatefulSet](t, all, "StatefulSet/"+namespace+"/"+name)
 		require.Equal(t, replicas, *set.Spec.Replicas, name)
 		budget, ok := all["PodDisruptionBudget/"+namespace+"/"+name].(*policyv1.PodDisruptionBudget)
 		require.Equal(t, replicas > 1, ok, name)

@@ -50,6 +50,14 @@ func (o objects) add(t *testing.T, document []byte) {
 	o[key] = object
 }
 
+// get is the object of a key, which must be there.
+func get[T runtime.Object](t *testing.T, o objects, key string) T {
+	t.Helper()
+	object, ok := o[key].(T)
+	require.True(t, ok, key)
+	return object
+}
+
 // text is all objects as YAML, to compare.
 func (o objects) text(t *testing.T) map[string]string {
 	t.Helper()
