@@ -42,6 +42,7 @@ func TestChartRefusesWhatItDoesNotKnow(t *testing.T) {
 		"clustername":                    `clustername: prod`,
 		"'goMemlimit' not allowed":       `tapio: {goMemlimit: 1GiB}`,
 		"got string, want boolean":       `polku: {persistence: {enabled: "no"}}`,
+		"/tapio/extraCapabilities/0":     `tapio: {extraCapabilities: [SYS_ADMIN]}`,
 		"'not' failed":                   `image: {tag: latest}`,
 		"/otlp/endpoint":                 `otlp: {endpoint: "http://collector"}`,
 		"/portti/excludeKinds/0":         `portti: {excludeKinds: [secrets]}`,
@@ -63,6 +64,7 @@ storageClass: slow
 tls: {secretName: certificates}
 networkPolicy: {controlPlaneCIDRs: [10.0.0.0/28], apiServerPorts: [16443]}
 portti: {persistence: {storageClass: fast}, nodeSelector: {pool: tools}, tolerations: [{operator: Exists}]}
+tapio: {extraCapabilities: [SYS_RESOURCE]}
 ahti:
   persistence: {enabled: false}
   extraArgs: [--retention=24h]
@@ -73,7 +75,7 @@ ahti:
 	text := o.text(t)
 	for key, parts := range map[string][]string{
 		"DaemonSet/tapio-system/tapio": {
-			"value: prod\n", "image: registry.example/tools/tapio:2.0", "name: OTEL_EXPORTER_OTLP_ENDPOINT",
+			"value: prod\n", "- PERFMON\n            - SYS_RESOURCE\n", "image: registry.example/tools/tapio:2.0", "name: OTEL_EXPORTER_OTLP_ENDPOINT",
 			"--polku-cert=/etc/tapio/tls/tls.crt", "secretName: certificates", "imagePullSecrets:\n      - name: mine",
 		},
 		"NetworkPolicy/tapio-system/tapio":                        {"port: 14317", "port: 16443"},
@@ -92,6 +94,7 @@ ahti:
 	require.NotContains(t, text["StatefulSet/tapio-system/ahti"], "volumeClaimTemplates")
 	require.NotContains(t, text["Service/tapio-system/polku"], "h2c", "it speaks TLS")
 	require.Contains(t, notes, "in prod")
+	require.Contains(t, notes, "exec ahti-0 -- /ahti incidents --tls-ca /etc/tapio/tls/ca.crt --tls-cert")
 	require.NotContains(t, notes, "Any pod may send")
 }
 
