@@ -61,6 +61,13 @@ func TestImagesAreOfTheChartsVersion(t *testing.T) {
 			require.Equal(t, component(key)+":"+string(version[1]), spec.Containers[0].Image)
 		}
 	}
+	for key, object := range kustomize(t, "full") {
+		if _, ok := pod(object); ok {
+			said, err := exec.CommandContext(t.Context(), filepath.Join(binaries, component(key)), "version").CombinedOutput()
+			require.NoError(t, err, "%s", said)
+			require.Contains(t, string(said), component(key)+" "+string(version[1])+"\n", "what the Makefile stamps")
+		}
+	}
 	for key, object := range kustomize(t, "kind") {
 		if s, ok := object.(*appsv1.StatefulSet); ok {
 			require.Empty(t, s.Spec.VolumeClaimTemplates, key)

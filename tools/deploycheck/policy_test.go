@@ -2,6 +2,8 @@ package deploycheck
 
 import (
 	"fmt"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -67,6 +69,20 @@ func porttiRules() []string {
 	return rules
 }
 
+// porttiKinds is what portti says that it watches.
+func porttiKinds(t *testing.T) []string {
+	t.Helper()
+	help, err := exec.CommandContext(t.Context(), filepath.Join(binaries, "portti"), "--help").CombinedOutput()
+	require.NoError(t, err, "%s", help)
+	kinds := regexp.MustCompile(`--kinds .*\(default \[(.*)\]\)`).FindSubmatch(help)
+	require.NotNil(t, kinds, "%s", help)
+	return strings.Split(string(kinds[1]), ",")
+}
+
+func TestPorttiMayReadAsManyKindsAsItWatches(t *testing.T) {
+	require.Len(t, porttiRules(), 3*len(porttiKinds(t)))
+}
+
 func TestPodsMayDoNoMoreThanTheyNeed(t *testing.T) {
 	for _, overlay := range []string{"full", "minimal", "kind"} {
 		seen := 0
@@ -122,11 +138,14 @@ func checkContainer(t *testing.T, c corev1.Container, may mayDo) {
 
 	for _, m := range c.VolumeMounts {
 		require.Equal(t, m.Name == "cgroup", m.ReadOnly, "%s: what is of the node is only read", m.Name)
+		require.Equal(t, m.ReadOnly, m.RecursiveReadOnly != nil && *m.RecursiveReadOnly == corev1.RecursiveReadOnlyIfPossible,
+			"%s: and what is mounted below", m.Name)
 	}
 	for _, p := range []*corev1.Probe{c.StartupProbe, c.LivenessProbe, c.ReadinessProbe} {
 		require.NotNil(t, p)
 		require.Equal(t, "metrics", p.HTTPGet.Port.String())
 	}
+	require.Equal(t, "/healthz", c.StartupProbe.HTTPGet.Path)
 	require.Equal(t, "/healthz", c.LivenessProbe.HTTPGet.Path)
 	require.Equal(t, "/readyz", c.ReadinessProbe.HTTPGet.Path)
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -49,6 +50,14 @@ func (o objects) add(t *testing.T, document []byte) {
 	o[key] = object
 }
 
+// get is the object of a key, which must be there.
+func get[T runtime.Object](t *testing.T, o objects, key string) T {
+	t.Helper()
+	object, ok := o[key].(T)
+	require.True(t, ok, key)
+	return object
+}
+
 // text is all objects as YAML, to compare.
 func (o objects) text(t *testing.T) map[string]string {
 	t.Helper()
@@ -61,10 +70,30 @@ func (o objects) text(t *testing.T) map[string]string {
 	return text
 }
 
-// kustomize renders an overlay.
+// kustomize renders an overlay of ours.
 func kustomize(t *testing.T, overlay string) objects {
 	t.Helper()
-	resources, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), path.Join(overlays, overlay))
+	return kustomizeDir(t, path.Join(overlays, overlay))
+}
+
+// overlay makes a directory of a kustomization; DEPLOY in it is deploy/kustomize.
+func overlay(t *testing.T, kustomization string) string {
+	t.Helper()
+	// Kustomize knows relative paths only.
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	require.NoError(t, err)
+	deploy, err := filepath.Abs("../../deploy/kustomize")
+	require.NoError(t, err)
+	deploy, err = filepath.Rel(dir, deploy)
+	require.NoError(t, err)
+	text := strings.ReplaceAll(kustomization, "DEPLOY", deploy)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600))
+	return dir
+}
+
+func kustomizeDir(t *testing.T, dir string) objects {
+	t.Helper()
+	resources, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), dir)
 	require.NoError(t, err)
 	o := make(objects)
 	for _, r := range resources.Resources() {

@@ -26,6 +26,15 @@ func TestAnAPIServerTakesItAll(t *testing.T) {
 	for _, overlay := range []string{"minimal", "full"} {
 		apply(t, server.Config(), kustomize(t, overlay))
 	}
+	withMore, _ := helm(t, valuesText(t, `
+tls: {secretName: certificates}
+otlp: {endpoint: "http://collector:4317"}
+image: {pullSecrets: [mine]}
+networkPolicy: {controlPlaneCIDRs: [10.0.0.0/28, "fd00::/64"]}
+tapio: {extraCapabilities: [SYS_RESOURCE]}
+ahti: {extraEgress: [{ports: [{port: 5432}]}]}
+`))
+	apply(t, server.Config(), withMore)
 	chart, _ := helm(t, nil)
 	apply(t, server.Config(), chart)
 

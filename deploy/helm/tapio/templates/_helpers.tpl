@@ -112,24 +112,25 @@ readinessProbe:
 {{- if .Values.tls.secretName }}
 - name: tls
   secret:
-    secretName: {{ .Values.tls.secretName }}
+    secretName: {{ .Values.tls.secretName | quote }}
 {{- end }}
 {{- end }}
 
-{{- /* The claim of a StatefulSet, from its values for persistence. */ -}}
+{{- /* The claim of a StatefulSet: list of the root and the values for persistence. */ -}}
 {{- define "tapio.claim" -}}
-{{- if .enabled }}
+{{- $root := index . 0 }}{{ $persistence := index . 1 -}}
+{{- if $persistence.enabled }}
 volumeClaimTemplates:
 - metadata:
     name: data
   spec:
     accessModes: [ReadWriteOnce]
-    {{- with .storageClass }}
-    storageClassName: {{ . }}
+    {{- with $persistence.storageClass | default $root.Values.storageClass }}
+    storageClassName: {{ . | quote }}
     {{- end }}
     resources:
       requests:
-        storage: {{ .size }}
+        storage: {{ $persistence.size | quote }}
 {{- end }}
 {{- end }}
 
@@ -152,6 +153,46 @@ volumes:
   - port: 53
     protocol: UDP
   - port: 53
+{{- end }}
+
+{{- define "tapio.apiServerPorts" -}}
+{{- range .Values.networkPolicy.apiServerPorts }}
+- port: {{ . | int }}
+{{- end }}
+{{- end }}
+
+{{- /* Port of a collector's endpoint, that of OTLP over gRPC if there is none. */ -}}
+{{- define "tapio.otlpPort" -}}
+{{ regexFind "[0-9]+$" . | default "4317" }}
+{{- end }}
+
+{{- /* How gRPC looks to a mesh: HTTP/2 without TLS, or who knows. */ -}}
+{{- define "tapio.appProtocol" -}}
+{{- if not .Values.tls.secretName }}appProtocol: kubernetes.io/h2c{{ end }}
+{{- end }}
+
+{{- /* What portti watches: by API group and resource, the word of --kinds. */ -}}
+{{- define "tapio.kinds" -}}
+{{- $all := dict
+  "" (dict
+    "configmaps" "configmap" "events" "event" "limitranges" "limitrange" "namespaces" "namespace" "nodes" "node"
+    "persistentvolumeclaims" "pvc" "persistentvolumes" "pv" "pods" "pod" "resourcequotas" "resourcequota"
+    "secrets" "secret" "services" "service")
+  "apps" (dict "daemonsets" "daemonset" "deployments" "deployment" "replicasets" "replicaset" "statefulsets" "statefulset")
+  "autoscaling" (dict "horizontalpodautoscalers" "hpa")
+  "batch" (dict "cronjobs" "cronjob" "jobs" "job")
+  "discovery.k8s.io" (dict "endpointslices" "endpointslice")
+  "networking.k8s.io" (dict "ingresses" "ingress" "networkpolicies" "networkpolicy")
+  "policy" (dict "poddisruptionbudgets" "pdb") }}
+{{- $watched := dict }}
+{{- range $group, $kinds := $all }}
+{{- range $resource, $kind := $kinds }}
+{{- if not (has $kind $.Values.portti.excludeKinds) }}
+{{- $_ := set $watched $group (merge (dict $resource $kind) (get $watched $group | default dict)) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- toYaml $watched }}
 {{- end }}
 
 {{- define "tapio.serviceAccount" -}}
