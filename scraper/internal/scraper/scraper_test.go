@@ -225,6 +225,29 @@ func TestNobodyLeads(t *testing.T) {
 	g.tells(t, "unschedulable start", "unavailable start no_leader", "unavailable end no_leader", "unschedulable end")
 }
 
+func TestOnce(t *testing.T) {
+	a, b := startScheduler(t), startScheduler(t)
+	targets := func(all ...*scheduler) (configs []target.Config) {
+		for _, s := range all {
+			configs = append(configs, target.Config{URL: s.url, TLS: certs.Files{CA: s.ca}, Timeout: patience})
+		}
+		return configs
+	}
+	a.leads, b.leads = "0", "1"
+	name, _, err := scraper.Once(t.Context(), targets(a, b), true)
+	require.NoError(t, err)
+	require.Equal(t, strings.TrimPrefix(b.url, "https://"), name)
+	b.status = http.StatusInternalServerError
+	_, _, err = scraper.Once(t.Context(), targets(a, b), true)
+	require.ErrorContains(t, err, "500", "the one that leads is not known, which is not well")
+	name, _, err = scraper.Once(t.Context(), targets(a, b), false)
+	require.NoError(t, err)
+	require.Equal(t, strings.TrimPrefix(a.url, "https://"), name, "another one may lead")
+	b.status, b.leads = http.StatusOK, "0"
+	_, _, err = scraper.Once(t.Context(), targets(a, b), true)
+	require.ErrorContains(t, err, "no kube-scheduler leads")
+}
+
 // That a standby is away is no outage while the leader answers.
 func TestAStandbyIsAway(t *testing.T) {
 	a, b, g := startScheduler(t), startScheduler(t), startGateway(t)
