@@ -249,7 +249,7 @@ func (c *Context) describePod(e *eventv1.Event, pod *Pod) cause {
 		}
 	}
 	if id := m[event.ContainerID]; id != "" {
-		name, ok := pod.containers[id]
+		name, ok := pod.container(id, m[event.ProcessLinuxCgroup])
 		if !ok {
 			return causeContainer
 		}

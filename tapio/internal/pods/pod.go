@@ -136,6 +136,22 @@ func (k *Pod) addContainer(s *corev1.ContainerStatus) {
 	}
 }
 
+// container returns the name of the container with an id, or of the one in whose
+// control group it lies: a program in it may run containers of its own, as docker
+// does, of which the API never tells.
+func (k *Pod) container(id, cgroup string) (name string, ok bool) {
+	if name, ok := k.containers[id]; ok {
+		return name, true
+	}
+	for segment := range strings.SplitSeq(cgroup, "/") {
+		segment = strings.TrimSuffix(segment, ".scope")
+		if name, ok := k.containers[segment[strings.LastIndexAny(segment, "-:")+1:]]; ok {
+			return name, true
+		}
+	}
+	return "", false
+}
+
 // remember adds the containers that an earlier version of the pod had.
 func (k *Pod) remember(earlier *Pod) {
 	for id, name := range earlier.containers {

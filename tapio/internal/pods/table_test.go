@@ -143,6 +143,22 @@ func TestAnotherPodsHash(t *testing.T) {
 	require.Equal(t, "thief", table.lookup("0123").UID)
 }
 
+func TestContainersInContainers(t *testing.T) {
+	k := newPod(pod("outer", "10.0.0.1"))
+	for cgroup, want := range map[string]string{
+		"/kubepods/poda/outer/docker/inner":                               "main",
+		"/kubepods.slice/a.slice/cri-containerd-outer.scope/docker/inner": "main",
+		"/system.slice/a.slice:cri-containerd:outer/inner":                "main",
+		"/kubepods/poda/inner":                                            "",
+		"/kubepods/poda/outer2/inner":                                     "",
+		"":                                                                "",
+	} {
+		name, ok := k.container("inner", cgroup)
+		assert.Equal(t, want, name, cgroup)
+		assert.Equal(t, want != "", ok, cgroup)
+	}
+}
+
 func TestLabelsWithSecrets(t *testing.T) {
 	p := pod("a", "10.0.0.1")
 	p.Labels = map[string]string{"app": "web", "note": "ghp_abcdefghijklmnopqrstuvwxyz0123", "my-secret": "x"}
@@ -172,6 +188,40 @@ func TestLateQuestions(t *testing.T) {
 	require.False(t, ok)
 	require.False(t, r.isLate(<-r.questions))
 	require.EqualValues(t, maxWaiting, r.counts[late])
+}
+
+// A flood of what nobody knows takes nothing from what is known, and every event of
+// it goes out once, in the order of its pod.
+func TestFlood(t *testing.T) {
+	var sent []*eventv1.Event
+	now := time.Unix(1_700_000_000, 0)
+	c := &Context{
+		table: newTable(func() {}), send: func(e *eventv1.Event) error { sent = append(sent, e); return nil },
+		now: func() time.Time { return now }, kick: make(chan struct{}, 1), held: map[string][]held{}, counts: newCounts(),
+	}
+	c.watcher = newWatcher(nil, "node-a", c.table, nil)
+	require.NoError(t, c.table.Add(pod("known", "10.0.0.1")))
+	const flood, pods = 10_000, 3_000
+	for i := range flood {
+		require.NoError(t, c.Send(&eventv1.Event{Id: fmt.Sprintf("%05d", i), Metadata: map[string]string{event.K8sPodUID: fmt.Sprint("p", i%pods)}}))
+		require.NoError(t, c.Send(&eventv1.Event{Metadata: map[string]string{event.K8sPodUID: "known"}}))
+		require.Equal(t, "pod-known", sent[len(sent)-1].GetMetadata()[event.K8sPodName])
+		require.LessOrEqual(t, c.waiting, maxHeld)
+	}
+	now = now.Add(holdFor)
+	c.release()
+	require.Len(t, sent, 2*flood)
+	require.Zero(t, c.waiting)
+	require.Empty(t, c.held)
+	last := map[string]string{}
+	for _, e := range sent {
+		uid := e.GetMetadata()[event.K8sPodUID]
+		require.LessOrEqual(t, last[uid], e.GetId())
+		last[uid] = e.GetId()
+	}
+	require.EqualValues(t, flood, c.counts.unknown[causePod]+c.counts.unknown[causeCrowded])
+	require.EqualValues(t, flood, c.counts.attributed)
+	require.Zero(t, c.counts.lost)
 }
 
 // An event that waits costs what it costs, and not a look at all that wait.
