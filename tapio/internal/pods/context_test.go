@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -343,6 +344,13 @@ func testPeers(t *testing.T, c *cluster) {
 	require.Equal(t, before, r.resolver.requests, "answers are kept, of nobody, too")
 	require.Equal(t, "caller", last.GetNetwork().GetPodName())
 	require.EqualValues(t, 2, r.counts.unknownPeers[cause(nobody)])
+
+	// What the internet is asked for once is not asked for again soon.
+	r.described(refused(uid, "203.0.113.9"))
+	for address, long := range map[string]bool{"203.0.113.9": true, "10.9.9.9": false} {
+		until := r.resolver.answers[question{address: netip.MustParseAddr(address), dialed: true}].until
+		require.Equal(t, long, time.Until(until) > time.Minute, address)
+	}
 
 	// A server's client is never a Service.
 	e := refused(uid, "10.96.7.8")

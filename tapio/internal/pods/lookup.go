@@ -33,6 +33,7 @@ const (
 	podHolds     = 10 * time.Second
 	serviceHolds = 30 * time.Second
 	nobodyHolds  = 10 * time.Second
+	publicHolds  = 5 * time.Minute // nobody's, and one that few clusters give to pods
 	failureHolds = 5 * time.Second
 	jobHolds     = 10 * time.Minute
 )
@@ -185,11 +186,21 @@ func (r *resolver) resolve(ctx context.Context, q question) answer {
 		a, holds = answer{outcome: failed}, failureHolds
 	case !a.found:
 		a, holds = answer{outcome: nobody}, nobodyHolds
+		if q.address.IsValid() && isPublic(q.address) {
+			holds = publicHolds
+		}
 	default:
 		a.outcome = answered
 	}
 	a.until = r.now().Add(holds)
 	return a
+}
+
+// isPublic says whether an address is one of the internet: of those
+// the API server, which has to look through all pods, is asked seldom.
+func isPublic(ip netip.Addr) bool {
+	// Some clouds give addresses that providers share (RFC 6598) to pods.
+	return ip.IsGlobalUnicast() && !ip.IsPrivate() && !netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64}), 10).Contains(ip)
 }
 
 // metadata asks for objects without anything but their metadata.
