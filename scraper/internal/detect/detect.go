@@ -38,7 +38,6 @@ type Detector struct {
 	cause         Cause // of the last look that found nobody
 	unschedulable alarm
 	refusals      Refusals
-	plugins       map[string]float64
 	errors        alarm
 	errorHistory  history
 	preemption    preemption
@@ -195,9 +194,6 @@ type Refusals struct {
 	stale map[string]float64 // by plugin
 }
 
-// Plugins returns how many pods each plugin refused in the last scrape observed.
-func (d *Detector) Plugins() map[string]float64 { return d.plugins }
-
 // Count returns how many pods were refused by all nodes, at least, and how many of
 // them each plugin refused.
 func (r *Refusals) Count(p *exposition.Page) (pods float64, plugins map[string]float64) {
@@ -225,7 +221,6 @@ func (r *Refusals) Count(p *exposition.Page) (pods float64, plugins map[string]f
 
 func (d *Detector) unschedulablePods(s interval.Scrape) []Finding {
 	pods, plugins := d.refusals.Count(s.Page)
-	d.plugins = plugins
 	phase := d.unschedulable.look(s.At, pods > 0)
 	if phase == "" {
 		return nil

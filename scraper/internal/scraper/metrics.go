@@ -10,7 +10,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/yairfalse/tapio/scraper/internal/detect"
 	"github.com/yairfalse/tapio/scraper/internal/exposition"
 	"github.com/yairfalse/tapio/scraper/internal/interval"
 	"github.com/yairfalse/tapio/shared/event"
@@ -26,7 +25,6 @@ type metrics struct {
 	invalid uint64
 	active  map[string]bool
 	page    *exposition.Page
-	plugins map[string]float64
 	last    *interval.Interval
 
 	up, leader, age, scrapes, eventsTotal, eventsInvalid, condition *prometheus.Desc
@@ -58,7 +56,7 @@ func newMetrics() *metrics {
 		eventsInvalid: desc("events_dropped_total", "Events that were not sent.", "reason"),
 		condition:     desc("condition", "Whether a condition holds that is told by events of a kind.", "event_type"),
 		pending:       desc("pending_pods", "Pods that wait in a queue.", "queue"),
-		unschedulable: desc("unschedulable_pods", "Pods that a plugin refuses to place on any node, without those that the scheduler counts although they were deleted.", "plugin"),
+		unschedulable: desc("unschedulable_pods", "Pods that a plugin refuses to place on any node.", "plugin"),
 		pod:           desc("pod_scheduling_seconds", "Quantiles, over the last interval, of the time from the queue to the node.", "quantile"),
 		attempt:       desc("attempt_seconds", "Quantiles, over the last interval, of the time of an attempt to schedule a pod.", "quantile"),
 		point:         desc("extension_point_seconds", "Quantiles, over the last interval, of the time in an extension point.", "extension_point", "quantile"),
@@ -95,10 +93,10 @@ func (m *metrics) scraped(s *scheduler) {
 }
 
 // observed takes what is derived from: nil without a leader.
-func (m *metrics) observed(leader *scheduler, d *detect.Detector) {
+func (m *metrics) observed(leader *scheduler, active map[string]bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.active, m.page, m.last, m.plugins = d.Active(), nil, nil, d.Plugins()
+	m.active, m.page, m.last = active, nil, nil
 	if leader != nil {
 		m.page, m.last = leader.last.Page, leader.interval
 	}
@@ -178,7 +176,7 @@ func (m *metrics) derive(gauge func(*prometheus.Desc, float64, ...string)) {
 		}
 	}
 	by(m.pending, m.page.SumBy(exposition.PendingPods, "queue"), 1)
-	by(m.unschedulable, m.plugins, 1)
+	by(m.unschedulable, m.page.SumBy(exposition.UnschedulablePods, "plugin"), 1)
 	if m.last == nil || m.last.Length <= 0 {
 		return
 	}

@@ -3,6 +3,7 @@
 package scraper
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -94,7 +95,8 @@ func Run(ctx context.Context, config Config) error {
 	if err != nil {
 		return fmt.Errorf("read the host's name: %w", err)
 	}
-	s.identity[event.HostName] = host
+	// In a pod the kernel's name for the host is that of the pod.
+	s.identity[event.HostName] = cmp.Or(config.Node, host)
 	for key, value := range map[string]string{event.K8sNodeName: config.Node, event.K8sClusterName: config.Cluster} {
 		if value != "" {
 			s.identity[key] = value
@@ -234,7 +236,7 @@ func (s *scraper) tick(ctx context.Context) error {
 		found = s.detector.Unavailable(now, cause)
 	case unknown:
 	}
-	s.metrics.observed(s.leader, s.detector)
+	s.metrics.observed(s.leader, s.detector.Active())
 	for _, f := range found {
 		if err := s.tell(f); err != nil {
 			return err
