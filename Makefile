@@ -18,7 +18,7 @@ TOOLS  := bin/tools/golangci-lint
 SHELL  := /bin/bash -o pipefail
 
 .DEFAULT_GOAL := help
-.PHONY: help setup generate build images run demo test deploy-check lint test-kernels ledger changes bench fuzz clean
+.PHONY: help setup generate build images run demo e2e test deploy-check lint test-kernels ledger changes bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,12 @@ run: build ## run the agent on this machine: anomalies, one a line (FLAGS="--out
 demo: build ## start the whole chain on this machine, break a server, and see it explained
 	go build -trimpath -o bin/demo ./e2e/demo
 	$(SUDO) bin/demo
+
+# docs/e2e.md tells what it does. As root, because the tool that needs no registry
+# does.
+e2e: build ## prove the whole chain on a kind cluster (SCENARIO=name, E2E_KEEP=1, E2E_NODE_IMAGE=...)
+	go build -trimpath -o bin/e2e ./e2e/cluster
+	$(if $(SUDO),$(SUDO) -E) bin/e2e
 
 # A real API server for the tests of what watches one.
 export KUBEBUILDER_ASSETS ?= $(CURDIR)/.cache/kube

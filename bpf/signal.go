@@ -16,7 +16,7 @@ const (
 	ResetByUs          = Signal(mapsSignalSIGNAL_RESET_BY_US)
 	PeerTimeout        = Signal(mapsSignalSIGNAL_PEER_TIMEOUT)     // an established connection
 	PeerUnreachable    = Signal(mapsSignalSIGNAL_PEER_UNREACHABLE) // an established connection
-	PeerLostLate       = Signal(mapsSignalSIGNAL_PEER_LOST_LATE)   // when we had closed already
+	PeerLostLate       = Signal(mapsSignalSIGNAL_PEER_LOST_LATE)   // when one side had closed already
 	RTT                = Signal(mapsSignalSIGNAL_RTT)              // one a sample
 	Retransmit         = Signal(mapsSignalSIGNAL_RETRANSMIT)       // one a segment
 	RetransmitSYN      = Signal(mapsSignalSIGNAL_RETRANSMIT_SYN)   // one a segment

@@ -123,8 +123,11 @@ static __always_inline __u32 connection_failure(int state, __u32 error)
 	bool open = state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT;
 
 	switch (error) {
-	case ECONNRESET:
 	case EPIPE:
+		/* A reset after the peer's FIN: it had ended the connection in good order,
+		 * and what we sent since, a farewell of TLS mostly, came too late. */
+		return SIGNAL_PEER_LOST_LATE;
+	case ECONNRESET:
 		return open ? SIGNAL_RESET_BY_PEER : SIGNAL_PEER_LOST_LATE;
 	case ETIMEDOUT:
 		return open ? SIGNAL_PEER_TIMEOUT : SIGNAL_PEER_LOST_LATE;

@@ -246,6 +246,9 @@ func (l *ledger) faults() []func() {
 			again(10*time.Second, l.polku)
 		},
 		func() {
+			// Etcd keeps the history of minutes; who is left must have had the time to
+			// read it, or nobody ever has.
+			require.Eventually(l.t, b.ready, patience, pollEvery, "the other portti does not catch up:\n%s", b.logEnd())
 			a.kill()
 			l.tell("one portti killed")
 			time.Sleep(time.Second)

@@ -127,6 +127,7 @@ func (e *Engine) Apply(ev *ahtiv1.AhtiEvent) Delta {
 	}
 	for _, name := range e.modes.endedBy(ev) {
 		subject.end(name, at)
+		e.graph.touch(subject)
 	}
 	shown := e.modes.classify(ev)
 	if shown.row == nil {

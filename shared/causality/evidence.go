@@ -106,6 +106,9 @@ func (m *Modes) classify(ev *ahtiv1.AhtiEvent) showing {
 	if s.row == nil {
 		s = m.firstOf(m.wild, ev)
 	}
+	if s.row != nil && s.row.Normal {
+		return showing{}
+	}
 	if s.row == nil && ev.GetSeverity() >= eventv1.Severity_SEVERITY_ERROR && !strings.HasPrefix(kind, "agent.") {
 		s.row = &symptomRow{Name: otherSymptom, Opens: 1, Text: "{subject} reports " + kind}
 	}
@@ -149,8 +152,10 @@ func (s *sighting) matches(ev *ahtiv1.AhtiEvent) (field []string, ok bool) {
 			return nil, false
 		}
 	}
-	if s.Label != "" && !slices.Contains(s.Value, ev.GetLabels()[s.Label]) {
-		return nil, false
+	for label, values := range s.Labels {
+		if !slices.Contains(values, ev.GetLabels()[label]) {
+			return nil, false
+		}
 	}
 	if len(s.Message) > 0 {
 		message := strings.ToLower(ev.GetK8S().GetMessage())

@@ -31,6 +31,9 @@ const (
 	gapFit = 0.7
 	// consequence is how soon the cluster acts on a change of an owner.
 	consequence = 10 * time.Minute
+	// aftermath is how long what a symptom did to others may take to show when the
+	// symptom itself is over.
+	aftermath = time.Minute
 	// maxChanges is how many changes of one thing are looked at.
 	maxChanges = 64
 	// maxRated is how many causes of a symptom are compared with each other.
@@ -232,6 +235,10 @@ func (x *rating) runsAt(at int) {
 		if o == r || o.first.at > r.first.at+int64(skew) || x.ordered(o) {
 			continue
 		}
+		// What was over explains nothing that began later.
+		if at, over := o.ended(); over && at < r.first.at-int64(aftermath) {
+			continue
+		}
 		for _, row := range x.rows {
 			if !row.followsFrom(o, r) || !slices.Contains(row.Where, p.where) {
 				continue
@@ -394,7 +401,20 @@ func (e *Engine) followed(c *change, from *candidate) bool {
 		return false
 	}
 	scaled := o.vertex.kind == ahtiv1.EntityType_ENTITY_TYPE_HPA && c.onlyReplicas()
-	return (scaled || followsOwner(c.kind)) && (slices.Contains(from.path, c.vertex) || e.owned(c.vertex, o.vertex))
+	if !scaled && !followsOwner(c.kind) {
+		return false
+	}
+	return e.owned(c.vertex, o.vertex) || (scaled || madeByControllers(c.vertex.kind)) && slices.Contains(from.path, c.vertex)
+}
+
+// madeByControllers says whether things of a kind are hardly ever made by people: what
+// is on the way to a workload then follows from it. A Service or a claim does not.
+func madeByControllers(kind ahtiv1.EntityType) bool {
+	switch kind {
+	case ahtiv1.EntityType_ENTITY_TYPE_POD, ahtiv1.EntityType_ENTITY_TYPE_REPLICASET, ahtiv1.EntityType_ENTITY_TYPE_JOB:
+		return true
+	}
+	return false
 }
 
 // followsOwner says whether controllers make such changes by themselves.

@@ -369,13 +369,18 @@ func (e *Engine) supported(r *run, all []*run) *candidate {
 	if row == nil || len(row.Supports) == 0 {
 		return nil
 	}
+	var latest *run // what came right long ago is not counted any more
 	for _, o := range all {
 		if o.vertex.cluster == r.vertex.cluster && slices.Contains(row.Supports, o.name) &&
-			o.first.at <= r.last.at+int64(skew) && o.last.at+int64(quiet) >= r.first.at {
-			return &candidate{run: o}
+			o.first.at <= r.last.at+int64(skew) && o.last.at+int64(quiet) >= r.first.at &&
+			!o.settled() && (latest == nil || o.last.at > latest.last.at) {
+			latest = o
 		}
 	}
-	return nil
+	if latest == nil {
+		return nil
+	}
+	return &candidate{run: latest}
 }
 
 // manyPeers is how many peers that do not answer make the one who calls them the
@@ -463,7 +468,7 @@ const crowd = 5
 func (e *Engine) opened(g *group, now time.Time) bool {
 	counts := map[string]int64{}
 	for _, r := range g.runs {
-		if r.starting(now) {
+		if r.starting(now) && !g.via[r].asksElsewhere() {
 			continue
 		}
 		enough := int64(e.opens(r.name))
@@ -471,8 +476,25 @@ func (e *Engine) opened(g *group, now time.Time) bool {
 		if r.times() >= enough || counts[r.name] >= crowd*enough {
 			return true
 		}
+		// A Service without endpoints refuses some and lets others wait, as the kernel
+		// limits how often it refuses.
+		if call := r.call(); call != "" {
+			if counts[call] += r.times(); counts[call] >= enough {
+				return true
+			}
+		}
 	}
 	return false
+}
+
+// call names who fails to connect to whom, however that shows; empty for other
+// symptoms.
+func (r *run) call() string {
+	switch r.name {
+	case "connection_refused", "connection_timeout", "connection_unreachable":
+		return r.vertex.id + "\x00" + r.about
+	}
+	return ""
 }
 
 // infancy is how long a pod or a node may take to become ready.
@@ -493,6 +515,25 @@ func (r *run) starting(now time.Time) bool {
 		return false
 	}
 	return r.first.at-r.vertex.born <= int64(infancy) && until-r.first.at < int64(infancy)
+}
+
+// asksElsewhere says whether a probe was made to ask for something else than before.
+// When it fails then, that is no slow start.
+func (c *candidate) asksElsewhere() bool {
+	if c == nil || c.change == nil {
+		return false
+	}
+	return slices.ContainsFunc(c.fields, func(f field) bool {
+		if f.class != "probe" || f.GetOld() == "" || f.GetNew() == "" {
+			return false
+		}
+		steps := splitPath(f.GetPath())
+		switch steps[len(steps)-1] {
+		case "port", "path", "scheme", "host":
+			return true
+		}
+		return false
+	})
 }
 
 func (e *Engine) opens(name string) int {
@@ -552,7 +593,7 @@ func (e *Engine) show(g *group, now time.Time) *ahtiv1.Incident {
 	over := true
 	in.SymptomCount = int64(len(g.runs))
 	for _, r := range worst(g.runs, primary) {
-		in.Symptoms = append(in.Symptoms, e.showRun(r))
+		in.Symptoms = append(in.Symptoms, e.showRun(r, g.via[r]))
 	}
 	for _, r := range g.runs {
 		in.Severity = max(in.GetSeverity(), r.worst)
@@ -615,10 +656,15 @@ func incidentID(cluster, event string) string {
 	return "inc-" + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:])[:16])
 }
 
-func (e *Engine) showRun(r *run) *ahtiv1.Symptom {
+func (e *Engine) showRun(r *run, from *candidate) *ahtiv1.Symptom {
+	first := r.first.at
+	if row := e.modes.byName[r.name]; row != nil && len(row.Supports) > 0 && from != nil && from.run != nil {
+		// Until then it told of others.
+		first = max(first, from.run.first.at)
+	}
 	s := &ahtiv1.Symptom{
 		Kind: r.first.kind, Entity: r.vertex.view(), Count: r.times(), Severity: r.worst,
-		FirstAt: timestamp(r.first.at), LastAt: timestamp(r.last.at), Text: e.words(r, nil),
+		FirstAt: timestamp(first), LastAt: timestamp(r.last.at), Text: e.words(r, nil),
 	}
 	for _, sample := range r.samples {
 		s.EventIds = append(s.EventIds, sample.id)
@@ -655,7 +701,8 @@ func (e *Engine) showCause(c *candidate, confidence float64) *ahtiv1.Cause {
 func round(x float64) float64 { return math.Round(x*1000) / 1000 }
 
 // chain lists the steps from the root to the first symptom, and on to the worst
-// that followed from it.
+// that followed from it, each after what led to it: the times of some events are
+// whole seconds, and would put what was made before what made it.
 func (e *Engine) chain(g *group, primary *run) []*ahtiv1.ChainLink {
 	end := primary
 	for _, r := range g.runs {
@@ -663,7 +710,7 @@ func (e *Engine) chain(g *group, primary *run) []*ahtiv1.ChainLink {
 			end = r
 		}
 	}
-	var links []*ahtiv1.ChainLink
+	var links []*ahtiv1.ChainLink // from the end
 	seen := map[string]bool{}
 	add := func(l *ahtiv1.ChainLink) {
 		if !seen[l.GetEventId()] {
@@ -686,7 +733,7 @@ func (e *Engine) chain(g *group, primary *run) []*ahtiv1.ChainLink {
 		if c == nil {
 			break
 		}
-		for _, m := range between(c, r) {
+		for _, m := range slices.Backward(between(c, r)) {
 			add(&ahtiv1.ChainLink{EventId: m.id, Kind: m.kind, Timestamp: timestamp(m.at), Entity: m.vertex.view(), Text: e.done(m)})
 		}
 		if c.change != nil {
@@ -697,9 +744,7 @@ func (e *Engine) chain(g *group, primary *run) []*ahtiv1.ChainLink {
 		}
 		r = c.run
 	}
-	slices.SortStableFunc(links, func(a, b *ahtiv1.ChainLink) int {
-		return cmp.Or(a.GetTimestamp().AsTime().Compare(b.GetTimestamp().AsTime()), strings.Compare(a.GetEventId(), b.GetEventId()))
-	})
+	slices.Reverse(links)
 	return links
 }
 
@@ -735,5 +780,8 @@ func between(c *candidate, r *run) []*change {
 			}
 		}
 	}
+	// By what owns what, where the API's whole seconds do not tell.
+	slices.Reverse(made)
+	slices.SortStableFunc(made, func(a, b *change) int { return cmp.Compare(a.at, b.at) })
 	return made
 }

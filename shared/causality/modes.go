@@ -68,6 +68,7 @@ type symptomRow struct {
 	On       []sighting `yaml:"on"`
 	Over     []sighting `yaml:"over"`
 	Opens    int        `yaml:"opens"`
+	Normal   bool       `yaml:"normal"`
 	Supports []string   `yaml:"supports"`
 	Text     string     `yaml:"text"`
 	Advice   string     `yaml:"advice"`
@@ -79,8 +80,8 @@ type sighting struct {
 	Field   string   `yaml:"field"`
 	New     []string `yaml:"new"`
 	Message []string `yaml:"message"`
-	Label   string   `yaml:"label"`
-	Value   []string `yaml:"value"`
+	// Labels are the values that some labels of the event may have.
+	Labels map[string][]string `yaml:"labels"`
 
 	steps []string
 }
@@ -163,7 +164,7 @@ func (m *Modes) indexSymptoms() error {
 		}
 		s.Opens = max(s.Opens, 1)
 		m.byName[s.Name] = s
-		if len(s.On) == 0 || s.Text == "" {
+		if len(s.On) == 0 || s.Text == "" && !s.Normal {
 			errs = append(errs, fmt.Errorf("symptom %s: on and text must be there", s.Name))
 		}
 		for j := range s.Over {

@@ -41,8 +41,12 @@ func (e *Engine) summary(g *group, primary *run, believed *candidate, in *ahtiv1
 	return b.String()
 }
 
-// fieldsOf are the changed fields to tell: those that matter, or all.
+// fieldsOf are the changed fields to tell: those that matter, or all. Of what comes
+// or goes no field matters.
 func (c *candidate) fieldsOf(ch *change) []field {
+	if !strings.HasSuffix(ch.kind, ".updated") {
+		return nil
+	}
 	if c.change == ch && len(c.fields) > 0 {
 		return c.fields
 	}
@@ -187,6 +191,10 @@ func told(fields []field) string {
 				name += " " + entry
 			}
 		}
+		if isDigest(f.GetOld()) || isDigest(f.GetNew()) {
+			parts = append(parts, name) // which says nothing to people but that it was changed
+			continue
+		}
 		parts = append(parts, fmt.Sprintf("%s %s → %s", name, value(f.GetOld()), value(f.GetNew())))
 	}
 	if len(parts) == 0 {
@@ -194,6 +202,9 @@ func told(fields []field) string {
 	}
 	return " (" + strings.Join(parts, ", ") + ")"
 }
+
+// isDigest says whether a value stands for one that is kept secret.
+func isDigest(value string) bool { return strings.HasPrefix(value, event.DigestPrefix) }
 
 // entry is the last list entry or key of the field's path. Where keys are written
 // with dots, it is what the pattern leaves open.

@@ -173,9 +173,7 @@ var yesOrNo = []string{"false", "true"}
 var keys = []Key{
 	{Name: ContainerID, Description: "Full id of the container, without a runtime prefix."},
 	{Name: ErrorType, Description: "Errno by name, such as `ECONNREFUSED`, `ETIMEDOUT`, `EHOSTUNREACH`, `ENETUNREACH` or `ECONNRESET`; `timeout` when the application gave up first. Of `scheduler.unavailable` the class of what failed: `connection_refused`, `timeout`, `unreachable`, `tls`, `unauthorized`, `forbidden`, `redirect`, `http_status`, `too_large`, `not_metrics`, `token`, `no_leader`, or `restarted`."},
-	{Name: ErrorType, Description: "Errno by name, such as `ECONNREFUSED`, `ETIMEDOUT`, `EHOSTUNREACH`, `ENETUNREACH` or `ECONNRESET`; `timeout` when the application gave up first."},
 	{Name: HostName, Description: "Name of the node: the one in the Kubernetes API where that is known, else the one that its kernel reports."},
-	{Name: HostName, Description: "Name that the node's kernel reports."},
 	{Name: K8sClusterName, Description: "Name of the cluster."},
 	{Name: K8sContainerName, Description: "Name of the container in the pod's specification."},
 	{Name: K8sCronJobName, Description: "Name of the CronJob that made the pod's Job."},
@@ -191,7 +189,6 @@ var keys = []Key{
 	{Name: K8sPodLabel + "<key>", Description: "Value of a label of the pod, for the first 16 in order of their keys; without those whose key names a secret and those that only controllers need."},
 	{Name: K8sPodName, Description: "Name of the pod."},
 	{Name: K8sPodUID, Description: "UID of the pod in the Kubernetes API; of a static pod that the API does not know (yet), the hash of its manifest."},
-	{Name: K8sPodUID, Description: "UID of the pod."},
 	{Name: K8sReplicaSetName, Description: "Name of the ReplicaSet that made the pod."},
 	{Name: K8sReplicaSetUID, Description: "UID of the ReplicaSet that made the pod."},
 	{Name: K8sServiceClusterIP, Description: "IP address of the Service within the cluster, the first of several."},

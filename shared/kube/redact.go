@@ -13,6 +13,8 @@ import (
 	"unicode/utf8"
 
 	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/yairfalse/tapio/shared/event"
 )
 
 const (
@@ -28,6 +30,9 @@ const (
 	// digestBytes is how much of a digest is told: 64 bits tell values apart, and
 	// without the key nobody can try values.
 	digestBytes = 8
+	// maxNumber is how long a harmless number may be, bytes: the cards of banks
+	// begin with 13.
+	maxNumber = 12
 	// maxLines is of how many lines a setting may be to be told line by line.
 	maxLines = 200
 )
@@ -54,7 +59,7 @@ func (r *Redactor) Digest(value string) string {
 	mac := hmac.New(sha256.New, r.key)
 	mac.Write([]byte(value))
 	var sum [sha256.Size]byte
-	return "digest:" + hex.EncodeToString(mac.Sum(sum[:0])[:digestBytes])
+	return event.DigestPrefix + hex.EncodeToString(mac.Sum(sum[:0])[:digestBytes])
 }
 
 // Blob returns what is told of a value that is long or binary.
@@ -124,6 +129,9 @@ func (r *Redactor) Lines(value string) []Line {
 			return nil
 		}
 		name := strings.TrimSpace(text[:i])
+		if strings.HasSuffix(text, "=") && strings.ToLower(name) != name && strings.ToUpper(name) != name {
+			return nil // the end of what is in base64, rather than an empty value
+		}
 		if !propertyName.MatchString(name) || scrub(name) != name || seen[name] {
 			return nil
 		}
@@ -153,7 +161,7 @@ func (r *Redactor) Arguments(words []string, program bool) []string {
 		case isReference(word):
 			told[i] = word
 		case flag != "":
-			told[i] = r.Setting(flag, word)
+			told[i] = r.flagValue(flag, word)
 		default:
 			told[i] = r.assignment(word)
 		}
@@ -184,9 +192,19 @@ func (r *Redactor) flag(word string) (told, name string) {
 		// -pPASSWORD is a flag with its value.
 		return r.Digest(word), "-"
 	case assigned:
-		return name + "=" + r.Setting(name, value), ""
+		return name + "=" + r.flagValue(name, value), ""
 	}
 	return name, name
+}
+
+// flagValue returns what is told of the value of a flag. A flag of one letter does
+// not say what it is for: a port is told, a number that may be a password is not.
+func (r *Redactor) flagValue(name, value string) string {
+	const longest = len("65535")
+	if shortFlag.MatchString(name) && len(value) > longest && !isReference(value) {
+		return r.Digest(value)
+	}
+	return r.Setting(name, value)
 }
 
 // assignment returns what is told of a word that is no flag: nothing but the name
@@ -240,7 +258,19 @@ func isHarmlessAnnotation(name string) bool {
 	return false
 }
 
-// Path returns the path of a request without its query, which may carry a token.
+// Label returns the value of a label, which is told unless its name says that it is
+// a secret: labels are what objects find each other by.
+func (r *Redactor) Label(name, value string) string {
+	if value != "" && secretLabel.MatchString(name) {
+		return r.Digest(value)
+	}
+	return r.Value(value)
+}
+
+var secretLabel = regexp.MustCompile(`(?i)(passw|passphrase|(^|[/._-])(pass|pwd)$|secret|token|credential|api[_-]?key)`)
+
+// Path returns the path of a request, or an URL, without its query, which may carry
+// a token.
 func (r *Redactor) Path(path string) string {
 	path, query, ok := strings.Cut(path, "?")
 	if path = r.Value(path); ok {
@@ -282,6 +312,10 @@ func namesAddress(name string) bool {
 	}
 	return false
 }
+
+// namesPort says whether a name promises a number, or an address that has one: a
+// word alone is none.
+func namesPort(name string) bool { return strings.HasSuffix(strings.ToLower(name), "port") }
 
 // namesFile says whether a name promises the path of a file.
 func namesFile(name string) bool {
@@ -332,7 +366,7 @@ func (r *Redactor) addresses(name, value string) (string, bool) {
 		if authority == "" || port == nil || isRandom(authority, 16) {
 			return "", false
 		}
-		if prefix == "" && (hidden != "" || port[1] == "" && namesSecret(name) && !isPlain(value)) {
+		if prefix == "" && (hidden != "" || port[1] == "" && !isPlain(value) && (namesSecret(name) || namesPort(name))) {
 			return "", false
 		}
 		parts[i] = prefix + authority
@@ -349,7 +383,7 @@ func isPlain(value string) bool {
 		return false
 	}
 	if _, err := strconv.ParseFloat(value, 64); err == nil {
-		return len(value) <= 20
+		return len(value) <= maxNumber
 	}
 	if _, err := time.ParseDuration(value); err == nil {
 		return true
@@ -403,11 +437,13 @@ func (r *Redactor) Quantity(value string) string {
 
 // What secrets look like in a text.
 var (
-	pemBlock  = regexp.MustCompile(`(?s)-----BEGIN [A-Z0-9 ]*-----.*?(-----END [A-Z0-9 ]*-----|$)`)
-	userInfo  = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*:/{1,2})[^\s"'<>]*@`)
-	bearer    = regexp.MustCompile(`(?i)\b(bearer|basic)[\s:]+([A-Za-z0-9._~+/=-]{6,})`)
-	assigned  = regexp.MustCompile(`(?i)([\w.-]*(?:passw|passphrase|pwd|secret|token|api[_-]?key|(?:access|account|private|shared|signing|encryption)[_-]?key|credential|authorization|cookie)[\w.-]*\\?["']?\s*(?:[:=]|=>)\s*)(\\?"[^"]*"?|'[^']*'?|[^\s,;&]+)`)
-	flagged   = regexp.MustCompile(`(?i)(--?[\w-]*(?:passw|pwd|secret|token|api-?key)[\w-]*\s+)("[^"]*"?|'[^']*'?|[^\s,;]+)`)
+	pemBlock = regexp.MustCompile(`(?s)-----BEGIN [A-Z0-9 ]*-----.*?(-----END [A-Z0-9 ]*-----|$)`)
+	userInfo = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*:/{1,2})[^\s"'<>]*@`)
+	bearer   = regexp.MustCompile(`(?i)\b(bearer|basic)[\s:]+([A-Za-z0-9._~+/=-]{6,})`)
+	assigned = regexp.MustCompile(`(?i)([\w.-]*(?:(?:passw|passphrase|pwd|secret|token|api[_-]?key|(?:access|account|private|shared|signing|encryption)[_-]?key|credential|authorization|cookie|signature)[\w.-]*|pass|[?&]sig)\\?["']?\s*(?:[:=]|=>)\s*)(\\?"[^"]*"?|'[^']*'?|\S*[^\s,;&])`)
+	flagged  = regexp.MustCompile(`(?i)(--?[\w-]*(?:passw|pwd|secret|token|api-?key)[\w-]*\s+)("[^"]*"?|'[^']*'?|[^\s,;]+)`)
+	// What programs take passwords by: mysql -pPASSWORD, curl -u USER:PASSWORD.
+	byProgram = regexp.MustCompile(`(\b(?:mysql|mariadb)[\w-]*\s(?:[^|;&\n]*?\s)?-p|\b(?:sshpass|redis-cli|valkey-cli)\s(?:[^|;&\n]*?\s)?-[ap]\s*|(?:^|\s)(?:-u\s*|--user[ =])[^\s:]+:)\S+`)
 	wellKnown = regexp.MustCompile(`\beyJ[\w-]{8,}(?:\.[\w-]*){1,4}|\b(?:AKIA|ASIA|AROA)[0-9A-Z]{12,}|\bgh[pousr]_\w{10,}|\bgithub_pat_\w{10,}|\bglpat-[\w-]{10,}|\bxox[a-z]-[\w-]{6,}|\bsk-(?:proj-|ant-|live-|test-)?\w{20,}|\b[srp]k_(?:live|test)_\w{8,}|\bAIza[\w-]{20,}|\bnpm_\w{20,}|\bhvs\.[\w-]{16,}|\bSG\.[\w-]{10,}\.[\w-]{10,}`)
 	longWord  = regexp.MustCompile(`[A-Za-z0-9+/_=-]{32,}`)
 )
@@ -431,13 +467,16 @@ func scrub(text string) string {
 		if containsAny(lower, "bearer", "basic") {
 			text = bearer.ReplaceAllStringFunc(text, scrubBearer)
 		}
-		if containsAny(lower, "passw", "passphrase", "pwd", "secret", "token", "key", "credential", "authorization", "cookie") {
+		if containsAny(lower, "pass", "pwd", "secret", "token", "key", "credential", "authorization", "cookie", "sig") {
 			if assigns {
 				text = assigned.ReplaceAllString(text, "${1}"+Redacted)
 			}
 			if spaced {
 				text = flagged.ReplaceAllString(text, "${1}"+Redacted)
 			}
+		}
+		if spaced && containsAny(text, " -p", " -a", " -u", " --user") {
+			text = byProgram.ReplaceAllString(text, "${1}"+Redacted)
 		}
 	}
 	if containsAny(text, "eyJ", "AKIA", "ASIA", "AROA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox",

@@ -33,9 +33,17 @@ func TestTextsLoseTheirSecretsAndNothingElse(t *testing.T) {
 		"with xoxb-1234-abcd":                                          "with [redacted]",
 		"with sk-proj-abcdefghijklmnopqrstuvwx":                        "with [redacted]",
 		"with " + random + ".":                                         "with [redacted].",
+		"mount -o user=x,pass=a,b&c; failed":                           "mount -o user=x,pass=[redacted]; failed",
+		"DBPASS: x":                                                    "DBPASS: [redacted]",
+		"PASSWORD=a,b;c d":                                             "PASSWORD=[redacted] d",
+		"https://b/x?sv=1&sig=ab%2Bc":                                  "https://b/x?sv=1&sig=[redacted]",
+		"[mysqladmin ping -h db -phunter2] failed":                     "[mysqladmin ping -h db -p[redacted] failed",
+		"redis-cli -a hunter2 ping":                                    "redis-cli -a [redacted] ping",
+		"curl -u admin:hunter2 http://x":                               "curl -u admin:[redacted] http://x",
 		// What does not.
-		"":   "",
-		"ok": "ok",
+		"tests passed: 5, -path=x": "tests passed: 5, -path=x",
+		"":                         "",
+		"ok":                       "ok",
 		`MountVolume.SetUp failed for volume "certs" : secret "api-tls" not found`:                                                  `MountVolume.SetUp failed for volume "certs" : secret "api-tls" not found`,
 		`Error: couldn't find key password in Secret shop/db`:                                                                       `Error: couldn't find key password in Secret shop/db`,
 		"manifest with digest: sha256:1eeb4c7316bacb1d4c8ead65571cd92dd21e27359f0d4917f1a5822a73b75db1":                             "manifest with digest: sha256:1eeb4c7316bacb1d4c8ead65571cd92dd21e27359f0d4917f1a5822a73b75db1",
@@ -88,6 +96,9 @@ func TestSettingsAreToldWhenTheyAreHarmless(t *testing.T) {
 		{"DB_URL", "postgres://u:p/w@db:5432", "postgres://db:5432/" + hidden("u:p/w@db:5432")},
 		{"DB_HOST", "Not a host", hidden("Not a host")},
 		{"TOKEN_HOST", "hunter2", hidden("hunter2")},
+		{"EXPORT", "hunter2", hidden("hunter2")},
+		{"CARD", "4111111111111", hidden("4111111111111")},
+		{"SINCE", "1764000000", "1764000000"},
 		{"DB_HOST", "u:p@db", hidden("u:p@db")},
 		{"TLS_CERT_FILE", "/etc/tls/tls.crt", "/etc/tls/tls.crt"},
 		{"KEY_FILE", "hunter2", hidden("hunter2")},
@@ -102,6 +113,7 @@ func TestCommandLines(t *testing.T) {
 	words := []string{"/bin/app", "serve", "--listen=:80", "--level", "debug", "--token", "--x", "-pSECRET", "-v", "-Xmx512m", "A=1", "B_PASSWORD=x", "$(HOME)", "-config=/etc/app/x.yaml", "sh -c x"}
 	want := []string{"/bin/app", d("serve"), "--listen=:80", "--level", "debug", "--token", d("--x"), d("-pSECRET"), "-v", "-Xmx512m", "A=1", "B_PASSWORD=" + d("x"), "$(HOME)", "-config=/etc/app/x.yaml", d("sh -c x")}
 	require.Equal(t, want, r.Arguments(words, true))
+	require.Equal(t, []string{"-p", "8080", "-a", d("20261122"), "-t=" + d("123456"), "-c", "$(A_NAME)"}, r.Arguments([]string{"-p", "8080", "-a", "20261122", "-t=123456", "-c", "$(A_NAME)"}, false))
 	require.Equal(t, d("/bin/app"), r.Arguments(words, false)[0])
 }
 
@@ -123,7 +135,8 @@ func TestAnnotations(t *testing.T) {
 func TestLinesOfProperties(t *testing.T) {
 	r := newRedactor()
 	require.Equal(t, []kube.Line{{"a", "1"}, {"db.password", r.Digest("x=y")}, {"host", "db"}}, r.Lines("# c\n\na=1\ndb.password = x=y\nhost: db\n"))
-	for _, text := range []string{"", "a=1", "a=1\nplain\n", "a=1\na=2\n", "-----BEGIN X-----\na=1\n", "{\n\"a\": 1\n}", strings.Repeat("a=1\n", 500), "ghp_0123456789abcdefghij=1\na=1\n"} {
+	require.Equal(t, []kube.Line{{"A_B", ""}, {"c.d", ""}}, r.Lines("A_B=\nc.d=\n"))
+	for _, text := range []string{"c2VjcmV0aHVudGVyMg==\n", "c2VjcmV0aHVudGVyMjM=\n", "", "a=1", "a=1\nplain\n", "a=1\na=2\n", "-----BEGIN X-----\na=1\n", "{\n\"a\": 1\n}", strings.Repeat("a=1\n", 500), "ghp_0123456789abcdefghij=1\na=1\n"} {
 		require.Empty(t, r.Lines(text), "%q", text)
 	}
 }
@@ -160,4 +173,12 @@ func BenchmarkText(b *testing.B) {
 	for b.Loop() {
 		r.Text(`Back-off restarting failed container api in pod task-runner-7d9c5b6f88-abcde_shop(a49e0345-24c7-4c39-b2fd-07b6b3fc99d0)`)
 	}
+}
+
+func TestLabels(t *testing.T) {
+	r := newRedactor()
+	require.Equal(t, "web", r.Label("app", "web"))
+	require.Equal(t, "7d9c5b6f88", r.Label("pod-template-hash", "7d9c5b6f88"))
+	require.Equal(t, r.Digest("hunter2"), r.Label("example.org/db-password", "hunter2"))
+	require.Equal(t, "v1", r.Label("security.istio.io/tlsMode-compass", "v1"))
 }

@@ -230,7 +230,15 @@ func TestAnIDTwiceInFlight(t *testing.T) {
 
 func TestAnEventThatCannotBeEncodedHoldsNobodyUp(t *testing.T) {
 	g := newGateway(t).start()
-	l := startClient(t, g.address, func(c *Config) { c.Batch = queue.Batch{Events: 3, Linger: time.Millisecond} })
+	var refused atomic.Int32
+	l := startClient(t, g.address, func(c *Config) {
+		c.Batch = queue.Batch{Events: 3, Linger: time.Millisecond}
+		c.Refused = func(e *eventv1.Event, why *polkuv1.AckError) {
+			if e.GetId() == "e0000002" && why.GetCode() == string(Invalid) {
+				refused.Add(1)
+			}
+		}
+	})
 	bad := number(2)
 	bad.Metadata[event.TapioReason] = "\xff"
 	for _, e := range []*eventv1.Event{number(1), bad, number(3), bad, bad, bad, number(4), typical(5), number(6)} {
@@ -245,6 +253,7 @@ func TestAnEventThatCannotBeEncodedHoldsNobodyUp(t *testing.T) {
 	}
 	require.Equal(t, []string{"e0000001", "e0000003", "e0000004", "e0000005", "e0000006"}, got)
 	require.EqualValues(t, 4, l.metric("lost_total", `reason="invalid",severity="warning"`))
+	require.EqualValues(t, 4, refused.Load(), "who waits for its ack must know that none comes")
 	require.EqualValues(t, 1, g.connections())
 	require.True(t, proto.Equal(typical(5), g.events()[slices.IndexFunc(g.events(), func(e *eventv1.Event) bool { return e.GetId() == "e0000005" })]))
 }

@@ -196,6 +196,9 @@ func (c *Client) pack(events []*eventv1.Event) []*batch {
 	wire, events := encode(c.config.Source, c.config.Cluster, events, func(e *eventv1.Event, err error) {
 		c.queue.Lose(e, Invalid)
 		c.queue.Done(1)
+		if c.config.Refused != nil {
+			c.config.Refused(e, &polkuv1.AckError{EventId: e.GetId(), Code: string(Invalid), Message: err.Error()})
+		}
 		c.log.Error("event dropped", "event_type", e.GetEventType(), "error", err)
 	})
 	switch n := len(events); {

@@ -13,6 +13,7 @@ import (
 	ahtiv1 "github.com/yairfalse/tapio/proto/ahti/v1"
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	"github.com/yairfalse/tapio/shared/causality"
+	"github.com/yairfalse/tapio/shared/event"
 )
 
 // finding is an incident that a story leads to.
@@ -189,6 +190,60 @@ func stories() []struct {
 			},
 		},
 		{
+			name: "a Service is deleted, and who keeps its address waits in vain", until: 2 * time.Minute, want: []finding{{"service/api", "service_deleted", "time out"}},
+			tell: func(s *story, c *cluster) {
+				// What is behind it is only a little older.
+				young := newObject("Deployment", "shop", "young")
+				set := newObject("ReplicaSet", "shop", "young-1", young)
+				p := newObject("Pod", "shop", "young-1-x", set, young).link("scheduled_on", c.n1)
+				for _, o := range []*object{young, set, p} {
+					s.change(-10*sec, o, "created", "metadata.creationTimestamp:  -> 2026-03-03T13:59:50Z")
+				}
+				c.slice.links = []*eventv1.ObjectLink{{Type: "exposes", Target: p.ref}}
+				s.change(-9*sec, c.slice, "updated")
+				s.change(0, c.svc, "deleted")
+				s.change(100*ms, c.slice, "deleted")
+				for i := range 20 {
+					s.agent(5*sec+time.Duration(2*i)*sec, c.webPod, event.KindNetworkConnectionTimeout, eventv1.Severity_SEVERITY_ERROR, event.NetworkPeerAddress, "10.96.0.9", event.NetworkPeerPort, "80", event.ErrorType, "timeout", event.TapioNetworkRole, event.RoleClient)
+				}
+				for i := range 4 {
+					s.agent(20*sec+time.Duration(2*i)*sec, c.apiA, event.KindNetworkConnectionReset, eventv1.Severity_SEVERITY_WARNING, event.ErrorType, "ECONNRESET",
+						event.TapioNetworkRole, event.RoleServer, event.NetworkPeerAddress, "10.244.1.1", event.NetworkLocalAddress, "10.244.1.5", event.NetworkLocalPort, "8080")
+				}
+			},
+		},
+		{
+			name: "a node that was mended long ago is not blamed for what a deleted Service does", until: 2 * time.Minute,
+			want: []finding{{"service/api", "service_deleted", "time out"}, {"node/n1", "", "is not ready"}},
+			tell: func(s *story, c *cluster) {
+				s.change(-12*time.Minute, c.n1, "updated", "status.conditions[Ready].status: True -> Unknown")
+				s.change(-10*time.Minute, c.n1, "updated", "status.conditions[Ready].status: Unknown -> True")
+				s.change(0, c.svc, "deleted")
+				for i := range 20 {
+					s.agent(5*sec+time.Duration(2*i)*sec, c.webPod, event.KindNetworkConnectionTimeout, eventv1.Severity_SEVERITY_ERROR, event.NetworkPeerAddress, "10.96.0.9", event.NetworkPeerPort, "80", event.ErrorType, "timeout", event.TapioNetworkRole, event.RoleClient)
+				}
+			},
+		},
+		{
+			name: "new claim of an unknown class", until: 2 * time.Minute, want: []finding{{"pvc/data", "", "cannot be had"}},
+			tell: func(s *story, _ *cluster) {
+				claim := newObject("PersistentVolumeClaim", "shop", "data")
+				lim := newObject("LimitRange", "shop", "young")
+				s.change(-sec, lim, "created", "metadata.creationTimestamp:  -> 2026-03-03T13:59:59Z")
+				s.change(0, claim, "created", "metadata.creationTimestamp:  -> 2026-03-03T14:00:00Z", "spec.storageClassName:  -> nowhere")
+				db := newObject("Deployment", "shop", "db").link("mounts", claim)
+				rs := newObject("ReplicaSet", "shop", "db-1", db)
+				p := newObject("Pod", "shop", "db-1-x", rs, db).link("mounts", claim)
+				for _, o := range []*object{db, rs, p} {
+					s.change(0, o, "created", "metadata.creationTimestamp:  -> 2026-03-03T14:00:00Z")
+				}
+				for i := range 2 {
+					s.warning(0, p, "FailedScheduling", "0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims.")
+					s.warning(time.Duration(15*i)*sec, claim, "ProvisioningFailed", `storageclass.storage.k8s.io "nowhere" not found`)
+				}
+			},
+		},
+		{
 			name: "quota", until: 11 * time.Minute, want: []finding{{"deployment/api", "scaled_beyond_quota", "exceeded quota"}},
 			tell: func(s *story, c *cluster) {
 				s.change(0, c.api, "updated", "spec.replicas: 2 -> 20", "metadata.generation: 4 -> 5")
@@ -279,6 +334,28 @@ func stories() []struct {
 				}
 				s.refused(16*sec, c.webPod, "10.244.1.5", "8080")
 				s.change(47*sec, c.api, "updated", "status.conditions[Progressing].reason: ReplicaSetUpdated -> NewReplicaSetAvailable")
+			},
+		},
+		{
+			name: "probes: refused before a pod listens, and cut short by who probes", until: 4 * time.Minute, want: nil,
+			tell: func(s *story, c *cluster) {
+				_, ps := c.rollout(s, 0, "8e1f", 2, "spec.template.spec.containers[api].image: reg/api:1 -> reg/api:2")
+				for i, p := range ps {
+					c.started(s, 2*sec, p)
+					for j := range 4 {
+						s.send(2*sec+time.Duration(j)*sec, &eventv1.Event{
+							Source: "tapio", EventType: event.KindNetworkConnectionRefused, Severity: eventv1.Severity_SEVERITY_ERROR, Outcome: eventv1.Outcome_OUTCOME_FAILURE,
+							Metadata: map[string]string{
+								event.HostName: "n1", event.K8sNodeName: "n1", event.TapioServiceUnit: "kubelet.service", event.ProcessExecutableName: "kubelet", event.ProcessLinuxCgroup: "/kubelet.slice/kubelet.service",
+								event.NetworkPeerAddress: fmt.Sprintf("10.244.1.%d", 20+i), event.NetworkPeerPort: "8080", event.TapioNetworkRole: event.RoleClient, event.TapioPeerKind: event.PeerPod,
+							},
+						})
+					}
+					for j := range 20 {
+						s.agent(10*sec+time.Duration(10*j)*sec, p, event.KindNetworkConnectionReset, eventv1.Severity_SEVERITY_WARNING, event.ErrorType, "ECONNRESET",
+							event.TapioNetworkRole, event.RoleServer, event.NetworkPeerAddress, "10.244.1.1", event.NetworkLocalAddress, fmt.Sprintf("10.244.1.%d", 20+i), event.NetworkLocalPort, "8080")
+					}
+				}
 			},
 		},
 		{
@@ -597,6 +674,16 @@ func stories() []struct {
 			},
 		},
 		{
+			name: "a readiness probe asks another port, nobody has to wait long for the answer", until: 20 * sec, want: []finding{{"deployment/api", "probe_changed", "probes"}},
+			tell: func(s *story, c *cluster) {
+				_, p := c.rollout(s, 0, "8e1f", 1, "spec.template.spec.containers[api].readinessProbe.tcpSocket.port: 8080 -> 8099")
+				c.started(s, 2*sec, p[0])
+				for j := range 4 {
+					s.warning(3*sec+time.Duration(j)*sec, p[0], "Unhealthy", "Readiness probe failed: dial tcp 10.244.1.20:8099: connect: connection refused", "api")
+				}
+			},
+		},
+		{
 			name: "rollout that adds a startup probe which fails", until: 5 * time.Minute, want: []finding{{"deployment/api", "probe_changed", "probes"}},
 			tell: func(s *story, c *cluster) {
 				_, p := c.rollout(s, 0, "8e1f", 1, "spec.template.spec.containers[api].startupProbe:  -> {\"httpGet\":{\"port\":81}}")
@@ -767,6 +854,69 @@ func TestStories(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestChainBeginsWithItsCause: the API writes when something was made in whole seconds,
+// so what a rollout made seems to be older than it.
+func TestChainBeginsWithItsCause(t *testing.T) {
+	modes, err := causality.ReadModes(causality.DefaultModes())
+	require.NoError(t, err)
+	s := &story{t: t}
+	c := newCluster(s)
+	s.change(300*ms, c.api, "updated", "spec.template.spec.containers[api].image: reg/api:1 -> reg/api:oops")
+	rs := newObject("ReplicaSet", "shop", "api-8e1f", c.api)
+	p := c.pod(rs, c.api, "p0000", nil, "")
+	s.change(0, p, "created")
+	s.change(0, rs, "created")
+	s.warning(0, p, "Failed", `Failed to pull image "reg/api:oops": not found`, "api")
+	e := newEngine(t, modes)
+	for _, ev := range s.events {
+		e.Apply(ev)
+	}
+	got := e.Incidents(noon.Add(time.Minute))
+	require.Len(t, got, 1)
+	var kinds []string
+	for _, l := range got[0].GetChain() {
+		kinds = append(kinds, l.GetKind())
+	}
+	require.Equal(t, []string{"k8s.deployment.updated", "k8s.replicaset.created", "k8s.pod.created", "k8s.event.Failed"}, kinds)
+}
+
+// The scheduler only counts the pods that wait: while others do, it has told of those,
+// and what begins later is none of them.
+func TestSchedulerToldOfOthersBefore(t *testing.T) {
+	modes, err := causality.ReadModes(causality.DefaultModes())
+	require.NoError(t, err)
+	s := &story{t: t}
+	c := newCluster(s)
+	wait := func(at time.Duration, name string) *object {
+		p := c.pod(c.apiRS, c.api, name, nil, "")
+		s.change(at, p, "created")
+		s.warning(at, p, "FailedScheduling", "0/2 nodes are available: 2 Insufficient cpu.")
+		s.change(at, p, "updated", "status.conditions[PodScheduled].status:  -> False", "status.conditions[PodScheduled].reason:  -> Unschedulable")
+		return p
+	}
+	s.change(0, c.api, "updated", "spec.template.spec.containers[api].resources.requests.cpu: 500m -> 64")
+	first := wait(time.Second, "first")
+	s.podsWait(15 * time.Second)
+	s.change(20*time.Second, first, "updated", "status.conditions[PodScheduled].status: False -> True", "status.conditions[PodScheduled].reason: Unschedulable -> ", "spec.nodeName:  -> n1")
+	s.change(60*time.Second, c.n1, "updated", "spec.unschedulable:  -> true")
+	wait(61*time.Second, "later")
+	s.podsWait(75 * time.Second)
+	e := newEngine(t, modes)
+	for _, ev := range s.events {
+		e.Apply(ev)
+	}
+	told := 0
+	for _, in := range e.Incidents(noon.Add(80 * time.Second)) {
+		for _, symptom := range in.GetSymptoms() {
+			if symptom.GetKind() == event.KindSchedulerUnschedulable {
+				told++
+				require.Equal(t, noon.Add(61*time.Second), symptom.GetFirstAt().AsTime(), in.GetSummary())
+			}
+		}
+	}
+	require.Equal(t, 1, told)
 }
 
 // requireNothingElse asks after each event, in the order of time: what is an incident

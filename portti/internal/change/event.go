@@ -40,6 +40,30 @@ func createdAt(v *Version, o Origin) time.Time {
 	return plausible(v.Created, o)
 }
 
+// happenedAt is the time of the event of a change of which the object tells when it
+// was. It tells in seconds, so that it is asked only about what was seen late.
+func happenedAt(told time.Time, o Origin) time.Time {
+	if !o.Late || told.IsZero() || told.After(o.SeenAt) {
+		told = o.SeenAt
+	}
+	return plausible(told, o)
+}
+
+// writtenAt is the latest of the times at which clients wrote to an object. Of the
+// binding of a pod to its node only a condition tells.
+func writtenAt(object map[string]any) time.Time {
+	last := time.Time{}
+	for _, path := range [...]string{"metadata.managedFields.*.time", "status.conditions.*.lastTransitionTime"} {
+		each(object, path, func(value any) {
+			text, _ := value.(string)
+			if at, err := time.Parse(time.RFC3339, text); err == nil && at.After(last) {
+				last = at.UTC()
+			}
+		})
+	}
+	return last
+}
+
 // metadata returns the keys that transformers and people look for.
 func (p *Projector) metadata(k Kind, v *Version) map[string]string {
 	m := make(map[string]string, 8)

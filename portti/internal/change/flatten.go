@@ -97,6 +97,11 @@ func (f *flattener) value(parent, key string, value any) {
 			}
 			return
 		}
+	case "labels", "matchLabels", "selector", "nodeSelector":
+		if s, ok := value.(string); ok {
+			f.leaf(f.redact.Label(key, s))
+			return
+		}
 	case "data", "binaryData", "stringData":
 		if s, ok := value.(string); ok && f.depth == 2 {
 			f.data(parent, key, s)
@@ -259,7 +264,7 @@ func (f *flattener) scalar(parent, name string, value any) {
 		f.leaf(text(value))
 	case name == "message" || name == "note":
 		f.leaf(f.redact.Text(s))
-	case name == "path":
+	case name == "path" || strings.Contains(s, "://"):
 		f.leaf(f.redact.Path(s))
 	default:
 		f.leaf(f.redact.Value(s))
@@ -293,8 +298,11 @@ func (f *flattener) entry(key string) {
 	if f.redact.Value(key) != key || strings.ContainsAny(key, "[]") {
 		key = f.redact.Digest(key)
 	}
+	if len(key) > maxKey {
+		key = strings.ToValidUTF8(key[:maxKey], "") // it may end within a letter
+	}
 	f.path = append(f.path, '[')
-	f.path = append(f.path, key[:min(len(key), maxKey)]...)
+	f.path = append(f.path, key...)
 	f.path = append(f.path, ']')
 }
 

@@ -54,6 +54,9 @@ type Origin struct {
 	Gap bool
 	// Listed is set when the object was there before anybody watched.
 	Listed bool
+	// Late is set when the observer was away, or held up: the change happened some
+	// time before SeenAt.
+	Late bool
 	// SeenAt is when the observer heard of it.
 	SeenAt time.Time
 }
@@ -76,6 +79,7 @@ func (p *Projector) Version(k Kind, o *unstructured.Unstructured) (*Version, err
 	if at, err := time.Parse(time.RFC3339, of("creationTimestamp")); err == nil {
 		head.Created = at
 	}
+	head.Written = writtenAt(o.Object)
 	head.Generation, _ = strconv.ParseInt(text(metadata["generation"]), 10, 64)
 
 	f := &flattener{redact: p.redact, kind: k.Kind, fields: make([]Field, 0, 128)}
@@ -107,6 +111,7 @@ func (p *Projector) Updated(k Kind, older, newer *Version, o Origin) *eventv1.Ev
 		return p.kubernetesEvent(newer, o)
 	}
 	e := p.newEvent(k, newer, event.K8sUpdated, o)
+	e.TimestampUnixNs = happenedAt(newer.Written, o).UnixNano()
 	tell(e, event.K8sUpdated, older, newer)
 	return e
 }
@@ -118,6 +123,8 @@ func (p *Projector) Deleted(k Kind, last *Version, o Origin) *eventv1.Event {
 		return nil
 	}
 	e := p.newEvent(k, last, event.K8sDeleted, o)
+	ended, _ := time.Parse(time.RFC3339, last.Field("metadata.deletionTimestamp"))
+	e.TimestampUnixNs = happenedAt(ended, o).UnixNano()
 	tell(e, event.K8sDeleted, last, nil)
 	return e
 }

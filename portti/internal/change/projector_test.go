@@ -99,6 +99,27 @@ func TestWhenAnObjectWasCreated(t *testing.T) {
 	}
 }
 
+// A cause that is told late must not seem to have come after its effects.
+func TestWhenAnObjectWasChanged(t *testing.T) {
+	p := newProjector(nil)
+	k, older := version(t, p, aPod)
+	_, newer := version(t, p, `
+kind: Pod
+metadata: {name: p, namespace: ns, uid: u, resourceVersion: "8", deletionTimestamp: "2026-03-03T13:50:00Z",
+  managedFields: [{time: "2026-03-03T13:40:00Z"}, {time: "2026-03-03T13:44:00Z"}, {time: yesterday}, {}]}
+status: {conditions: [{type: PodScheduled, lastTransitionTime: "2026-03-03T13:45:00Z"}]}
+`)
+	at := func(e *eventv1.Event) time.Time { return time.Unix(0, valid(t, e).GetTimestampUnixNs()).UTC() }
+	live, late := change.Origin{SeenAt: seen()}, change.Origin{SeenAt: seen(), Late: true}
+	require.Equal(t, seen(), at(p.Updated(k, older, newer, live)))
+	require.Equal(t, time.Date(2026, 3, 3, 13, 45, 0, 0, time.UTC), at(p.Updated(k, older, newer, late)))
+	require.Equal(t, seen(), at(p.Updated(k, newer, older, late)), "nobody wrote when")
+	require.Equal(t, seen(), at(p.Deleted(k, newer, live)))
+	require.Equal(t, time.Date(2026, 3, 3, 13, 50, 0, 0, time.UTC), at(p.Deleted(k, newer, late)))
+	ahead := change.Origin{SeenAt: time.Date(2026, 3, 3, 13, 42, 0, 0, time.UTC), Late: true}
+	require.Equal(t, ahead.SeenAt, at(p.Updated(k, older, newer, ahead)), "the clock of the server is ahead")
+}
+
 func TestOwnersAreAChain(t *testing.T) {
 	const owned = `
 kind: Pod
@@ -212,7 +233,7 @@ func TestKeptVersionsOfOtherFormatsAreRefused(t *testing.T) {
 	require.NoError(t, new(change.Version).UnmarshalBinary(kept))
 	newer := slices.Clone(kept)
 	newer[0]++
-	require.ErrorContains(t, new(change.Version).UnmarshalBinary(newer), "format 2")
+	require.ErrorContains(t, new(change.Version).UnmarshalBinary(newer), "format 3")
 	require.Error(t, new(change.Version).UnmarshalBinary(nil))
 	for i := range kept {
 		_ = new(change.Version).UnmarshalBinary(kept[:i]) // never a panic
@@ -319,5 +340,20 @@ func BenchmarkUpdated(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		b.ReportMetric(float64(proto.Size(p.Updated(k, v, newer, change.Origin{SeenAt: seen()}))), "bytes/event")
+	}
+}
+
+// A path that is cut within a letter could not be encoded, and no ack would come.
+func TestALongKeyIsCutBetweenLetters(t *testing.T) {
+	p := newProjector(nil)
+	for spaces := range 2 {
+		mountPath := "/" + strings.Repeat("x", spaces) + strings.Repeat("ä", 200)
+		k, v := version(t, p, `
+kind: Pod
+metadata: {name: p, namespace: ns, uid: u, resourceVersion: "7"}
+spec: {containers: [{name: c, volumeMounts: [{name: v, mountPath: `+mountPath+`, readOnly: true}]}]}
+`)
+		_, err := proto.Marshal(p.Created(k, v, change.Origin{SeenAt: seen()}))
+		require.NoError(t, err)
 	}
 }

@@ -49,11 +49,12 @@ binaryData: {blob: BASE64}
 apiVersion: v1
 kind: Pod
 metadata:
-  {name: p, namespace: ns, uid: u3, resourceVersion: "1", annotations: {vault.example/token: SECRET, kubectl.kubernetes.io/last-applied-configuration: SECRET}, labels: {note: "token=SECRET"}, managedFields: [{manager: SECRET}]}
+  {name: p, namespace: ns, uid: u3, resourceVersion: "1", annotations: {vault.example/token: SECRET, kubectl.kubernetes.io/last-applied-configuration: SECRET}, labels: {note: "token=SECRET", db-password: SECRET}, managedFields: [{manager: SECRET}]}
 spec: &spec
   volumes:
   - {name: a, csi: {driver: d, volumeAttributes: {password: SECRET, share: "//nas/SECRET", plain: SECRET}}}
   - {name: b, flexVolume: {driver: d, options: {secret: SECRET, mountOptions: "user=x,pass=SECRET"}}}
+  - {name: d, azureDisk: {diskName: d, diskURI: "https://disk.example/vhd?sv=1&x=SECRET"}}
   - {name: c, gitRepo: {repository: "https://user:SECRET@git.example/repo.git"}}
   initContainers:
   - {name: i, image: i, command: [sh, -c, "login --password SECRET"], env: [{name: A, value: SECRET}]}

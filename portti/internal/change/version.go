@@ -22,6 +22,9 @@ type Version struct {
 	UID, Namespace, Name, ResourceVersion string
 	// Created is metadata.creationTimestamp; zero when the object has none.
 	Created time.Time
+	// Written is when the object changed last, to a second, as far as it tells in
+	// metadata.managedFields or a condition; zero when it does not.
+	Written time.Time
 	// Generation is metadata.generation; 0 where the kind counts none.
 	Generation int64
 
@@ -32,7 +35,7 @@ type Version struct {
 
 // format is the first byte of an encoded Version. A change of the encoding, or of
 // what the fields mean, needs another.
-const format = 1
+const format = 2
 
 // Field is one leaf of an object: a path as event.FieldChange has it, and what is
 // told of its value.
@@ -65,11 +68,7 @@ func newVersion(head Version, owners []reference, links []link, fields []Field) 
 	for _, s := range [...]string{head.UID, head.Namespace, head.Name, head.ResourceVersion} {
 		b = appendString(b, s)
 	}
-	created := int64(0)
-	if !head.Created.IsZero() {
-		created = head.Created.Unix()
-	}
-	b = binary.AppendVarint(b, created)
+	b = appendTime(appendTime(b, head.Created), head.Written)
 	b = binary.AppendVarint(b, head.Generation)
 	b = binary.AppendUvarint(b, uint64(len(owners)))
 	for _, o := range owners {
@@ -108,6 +107,14 @@ func appendString(b []byte, s string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }
 
+// appendTime appends a time in seconds, and 0 for none.
+func appendTime(b []byte, at time.Time) []byte {
+	if at.IsZero() {
+		return binary.AppendVarint(b, 0)
+	}
+	return binary.AppendVarint(b, at.Unix())
+}
+
 func appendReference(b []byte, r reference) []byte {
 	for _, s := range [...]string{r.kind, r.namespace, r.name, r.uid} {
 		b = appendString(b, s)
@@ -144,9 +151,7 @@ func (v *Version) decode(wire string) error {
 	r := reader{rest: wire[1:]}
 	v.wire = wire
 	v.UID, v.Namespace, v.Name, v.ResourceVersion = r.text(), r.text(), r.text(), r.text()
-	if created := r.signed(); created != 0 {
-		v.Created = time.Unix(created, 0).UTC()
-	}
+	v.Created, v.Written = r.time(), r.time()
 	v.Generation = r.signed()
 	v.ties = r.rest
 	for range r.count() {
@@ -194,6 +199,13 @@ func (r *reader) uvarint() uint64 {
 func (r *reader) signed() int64 {
 	n := r.uvarint()
 	return int64(n>>1) ^ -int64(n&1)
+}
+
+func (r *reader) time() time.Time {
+	if seconds := r.signed(); seconds != 0 {
+		return time.Unix(seconds, 0).UTC()
+	}
+	return time.Time{}
 }
 
 // count reads how many things follow, each of which has at least one byte.

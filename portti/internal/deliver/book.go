@@ -122,12 +122,16 @@ func (b *Book) Acked(events []*eventv1.Event) { b.settle(events) }
 // Refused notes an event that the gateway will never take. Nothing can be done
 // about it, so it counts as done.
 func (b *Book) Refused(e *eventv1.Event, why *polkuv1.AckError) {
-	b.settle([]*eventv1.Event{e})
-	b.metrics.refused.WithLabelValues(kindOf(e), "gateway").Inc()
-	b.log.Error("the gateway refused a change", "event_type", e.GetEventType(), "event_id", e.GetId(), "code", why.GetCode(), "message", why.GetMessage())
+	kind := b.settle([]*eventv1.Event{e})
+	if kind == "" {
+		return // an event of the client's own
+	}
+	b.metrics.refused.WithLabelValues(kind, "gateway").Inc()
+	b.log.Error("the gateway refused a change", "kind", kind, "event_type", e.GetEventType(), "event_id", e.GetId(), "code", why.GetCode(), "message", why.GetMessage())
 }
 
-func (b *Book) settle(events []*eventv1.Event) {
+// settle returns the kind of the last event; empty when it is not in the book.
+func (b *Book) settle(events []*eventv1.Event) (kind string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, e := range events {
@@ -136,8 +140,10 @@ func (b *Book) settle(events []*eventv1.Event) {
 		for _, entry := range entries {
 			entry.done = true
 			entry.line.advance()
+			kind = entry.line.name
 		}
 	}
+	return kind
 }
 
 // advance takes what is done off the front. What is behind something open waits:
@@ -245,6 +251,3 @@ func (b *Book) Keep(ctx context.Context, to *state.Store, told func(error)) {
 		told(err)
 	}
 }
-
-// kindOf is the kind of object that an event is about, for a label.
-func kindOf(e *eventv1.Event) string { return e.GetK8S().GetResourceType() }

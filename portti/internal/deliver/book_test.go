@@ -5,9 +5,11 @@ import (
 	"errors"
 	"log/slog"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
@@ -114,6 +116,13 @@ func TestWhatNobodyTakesHoldsNobodyUp(t *testing.T) {
 	f.book.Acked(f.gateway.got[1:])
 	at, _ := f.saved()
 	require.Equal(t, "3", at)
+	f.book.Refused(&eventv1.Event{Id: "of the client"}, nil)
+	require.NoError(t, testutil.CollectAndCompare(f.book, strings.NewReader(`
+# HELP portti_changes_refused_total Changes that are lost because no gateway takes them.
+# TYPE portti_changes_refused_total counter
+portti_changes_refused_total{kind="configmap",reason="gateway"} 1
+portti_changes_refused_total{kind="configmap",reason="invalid"} 1
+`), "portti_changes_refused_total"), "of a kind there is one word")
 }
 
 func TestAckOfAnEventThatWasSentTwice(t *testing.T) {

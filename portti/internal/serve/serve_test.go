@@ -355,9 +355,13 @@ func TestGoesOnAfterARestart(t *testing.T) {
 				c.server.Kill()
 				require.NoError(t, c.server.StartAPIServer())
 			}
+			awake := time.Now()
 			p := start(t, c, dir)
-			for _, e := range p.awaitAll(want) {
+			for what, e := range p.awaitAll(want) {
 				require.False(t, e.GetK8S().GetGap(), e)
+				if !strings.HasSuffix(what, "@deleted") { // at once, of which the server does not note when
+					require.Less(t, e.GetTimestampUnixNs(), awake.UnixNano(), "it happened before: %v", e)
+				}
 			}
 			p.awaitReady()
 			p.stop()

@@ -17,9 +17,8 @@ import (
 func RunAll(ctx context.Context, watchers []*Watcher) {
 	var running sync.WaitGroup
 	var owners []*Watcher
-	asking, revisions := make(chan struct{}, askAtOnce), &revisions{}
+	share(watchers)
 	for _, w := range watchers {
-		w.asking, w.revisions = asking, revisions
 		before := owners
 		if between(w.kind.Kind) {
 			owners = append(owners, w)
@@ -37,6 +36,18 @@ func RunAll(ctx context.Context, watchers []*Watcher) {
 		})
 	}
 	running.Wait()
+}
+
+// share gives watchers what they have together. Large clusters keep Events in an etcd
+// of their own, whose revisions say nothing about those of the others.
+func share(watchers []*Watcher) {
+	asking, all, ofEvents := make(chan struct{}, askAtOnce), &revisions{}, &revisions{}
+	for _, w := range watchers {
+		w.asking, w.revisions = asking, all
+		if w.kind.Kind == "Event" {
+			w.revisions = ofEvents
+		}
+	}
 }
 
 // ClusterID is the UID of the namespace kube-system, by which clusters are commonly

@@ -84,6 +84,7 @@ func (l *listing) chooseRevision(ctx context.Context) error {
 		return err
 	}
 	now, ok := revision(text)
+	l.w.behind = now // from what is listed to there the watch tells late
 	from := l.w.expired.oldest
 	if !ok || from < l.base || from > now {
 		from = now
@@ -163,7 +164,7 @@ func (l *listing) send(ctx context.Context, spans []span) error {
 	if len(spans) == 0 {
 		return nil
 	}
-	origin := change.Origin{SeenAt: time.Now(), Listed: l.first}
+	origin := change.Origin{SeenAt: time.Now(), Listed: l.first, Late: !l.first}
 	var pieces []piece
 	if l.history != nil {
 		var err error

@@ -45,13 +45,10 @@ func (o *Owners) put(kind change.Kind, v *change.Version) {
 	if !between(kind.Kind) {
 		return
 	}
+	controller, _ := v.Owner()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if _, known := o.of[v.UID]; known {
-		return // a controller does not change
-	}
-	controller, _ := v.Owner()
-	o.of[v.UID] = controller
+	o.of[v.UID] = controller // which changes when another adopts it
 }
 
 func (o *Owners) drop(uid string) {

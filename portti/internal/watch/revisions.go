@@ -5,7 +5,7 @@ import "sync"
 // revisionsKept is how many revisions are remembered: of a busy cluster, minutes.
 const revisionsKept = 1 << 16
 
-// revisions remembers which revisions of etcd are changes that are known, of any
+// revisions remembers which revisions of an etcd are changes that are known, of any
 // kind. Each revision is one transaction, and each transaction of an API server
 // that writes an object writes that one only; so at a revision that is known
 // nothing else happened.
@@ -18,6 +18,14 @@ func (r *revisions) add(revision uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.ring[revision%revisionsKept] = revision
+}
+
+// forget is for a server that was restored from a backup: it gives its revisions
+// another time.
+func (r *revisions) forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ring = [revisionsKept]uint64{}
 }
 
 // unknown returns the revisions after from up to to that are not known; false when

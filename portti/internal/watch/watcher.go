@@ -35,6 +35,9 @@ const (
 	healthy = 10 * time.Second
 	// A watch is asked for so long, spread over as much again.
 	watchFor = 5 * time.Minute
+	// heldUp is how long a gateway may hold up a change until it matters when those
+	// that wait behind it happened.
+	heldUp = 2 * time.Second
 	// requestTimeout is for everything but watches. A dead connection is found by
 	// the HTTP/2 pings of client-go.
 	requestTimeout = time.Minute
@@ -66,12 +69,15 @@ type Watcher struct {
 	client  dynamic.NamespaceableResourceInterface
 	objects map[string]*change.Version // last version that was sent, by UID
 	at      string                     // resource version up to which all was sent
+	// behind is the revision up to which the watch tells what happened while nobody
+	// read it.
+	behind uint64
 	// resumed is set while it is open whether the server still has what at means.
 	resumed bool
 	expired *expiredError // why a list must come before the next watch
 	tried   chan struct{} // closed when it was listed, or could not be
 
-	// Of all kinds together:
+	// Of several kinds together:
 	asking    chan struct{} // holds a token for each request for history
 	revisions *revisions
 
@@ -154,16 +160,18 @@ func (w *Watcher) Run(ctx context.Context) {
 		}
 		reason := reasonOf(err)
 		w.Metrics.restarts.WithLabelValues(w.kind.Word, reason).Inc()
-		switch {
-		case reason == reasonExpired || reason == reasonClosed && time.Since(began) >= healthy:
+		if time.Since(began) >= healthy {
 			failures = 0
-			if reason == reasonExpired {
-				w.fails(err) // until it has caught up
-			}
+		}
+		switch {
+		case reason == reasonExpired && failures == 0:
+			failures++   // a server that says so again at once must not be asked for ever
+			w.fails(err) // until it has caught up
 			w.Log.Debug("the watch ended", "reason", reason)
 			continue
-		case time.Since(began) >= healthy:
-			failures = 0
+		case reason == reasonClosed && time.Since(began) >= healthy:
+			w.Log.Debug("the watch ended", "reason", reason)
+			continue
 		}
 		wait := backoff(failures)
 		failures++
@@ -219,9 +227,11 @@ func (w *Watcher) checkPast(ctx context.Context) error {
 	}
 	current, currentErr := strconv.ParseUint(now, 10, 64)
 	known, knownErr := strconv.ParseUint(w.at, 10, 64)
+	w.behind = current
 	if currentErr == nil && knownErr == nil && current < known {
 		w.Log.Warn("the API server is behind what was sent, as after a restore: listing all", "at", now, "sent", w.at)
 		w.expired = &expiredError{rewound: true}
+		w.revisions.forget()
 	}
 	return nil
 }
@@ -291,7 +301,8 @@ func (w *Watcher) take(ctx context.Context, e apiwatch.Event) error {
 		w.refuse(err)
 		return nil
 	}
-	origin := change.Origin{SeenAt: time.Now()}
+	number, _ := revision(at)
+	origin := change.Origin{SeenAt: time.Now(), Late: number <= w.behind}
 	known := w.objects[v.UID]
 	switch {
 	case e.Type == apiwatch.Deleted:
@@ -301,13 +312,24 @@ func (w *Watcher) take(ctx context.Context, e apiwatch.Event) error {
 	default:
 		err = w.send(ctx, piece{older: known, newer: v, origin: origin}, at)
 	}
-	if err == nil {
-		w.at = at
-		if n, ok := revision(at); ok {
-			w.revisions.add(n)
-		}
+	if err != nil {
+		return err
 	}
-	return err
+	w.at = at
+	if number > 0 {
+		w.revisions.add(number)
+	}
+	if time.Since(origin.SeenAt) > heldUp {
+		w.catchUp(ctx)
+	}
+	return nil
+}
+
+// catchUp notes that the watch was not read for a while.
+func (w *Watcher) catchUp(ctx context.Context) {
+	if now, err := w.now(ctx); err == nil { // else times are only less exact
+		w.behind, _ = revision(now)
+	}
 }
 
 // newer reports whether a version of an object is not the one that is known, or

@@ -953,7 +953,7 @@ type Incident struct {
 	// What suffers, by time: the first symptom and the worst others, 100 at most.
 	Symptoms []*Symptom `protobuf:"bytes,12,rep,name=symptoms,proto3" json:"symptoms,omitempty"`
 	// From the first cause to the first symptom, and on to the worst that followed
-	// from it, by time.
+	// from it, each step after the one that led to it.
 	Chain []*ChainLink `protobuf:"bytes,13,rep,name=chain,proto3" json:"chain,omitempty"`
 	// How many symptoms there are in all.
 	SymptomCount  int64 `protobuf:"varint,14,opt,name=symptom_count,json=symptomCount,proto3" json:"symptom_count,omitempty"`
