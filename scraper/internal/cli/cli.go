@@ -267,7 +267,7 @@ func (o *options) look(ctx context.Context, c scraper.Config) error {
 		}
 		r = report.New(filepath.Base(o.from), interval.Scrape{Page: page, At: time.Now()})
 	} else {
-		name, s, err := scraper.Once(ctx, c.Targets)
+		name, s, err := scraper.Once(ctx, c.Targets, c.ExpectLeader)
 		if err != nil {
 			r = report.Failed(strings.Join(o.schedulers, ", "), err)
 		} else {

@@ -33,6 +33,7 @@ type Finding struct {
 
 // Detector remembers what is normal.
 type Detector struct {
+	instance      string // that was observed last
 	unavailable   alarm
 	cause         Cause // of the last look that found nobody
 	unschedulable alarm
@@ -73,6 +74,9 @@ func (d *Detector) Active() map[string]bool {
 		event.KindSchedulerLatencySpike:    d.latency.alarm.on,
 	}
 }
+
+// NoLeader is the type of the cause that all answer and none leads.
+const NoLeader = "no_leader"
 
 // Cause says why nobody is known to schedule.
 type Cause struct {
@@ -131,7 +135,13 @@ func (d *Detector) available(now time.Time, instance, message string) []Finding 
 // the scrape before: nil when there was none.
 func (d *Detector) Observe(instance string, s interval.Scrape, iv *interval.Interval) []Finding {
 	restarted := iv != nil && iv.Restarted
+	if restarted || instance != d.instance {
+		d.another(instance)
+	}
 	message := "kube-scheduler at " + instance + " answers again"
+	if d.cause.Type == NoLeader {
+		message = "kube-scheduler at " + instance + " leads"
+	}
 	if restarted {
 		message += ", restarted,"
 	}
@@ -150,6 +160,15 @@ func (d *Detector) Observe(instance string, s interval.Scrape, iv *interval.Inte
 		found[i].Metadata[event.TapioSchedulerInstance] = instance
 	}
 	return found
+}
+
+// another forgets what is only true of one process: what it counts too much, and
+// the bounds of its histograms. What is normal for the cluster stays.
+func (d *Detector) another(instance string) {
+	d.instance, d.refusals = instance, Refusals{}
+	for _, s := range d.latency.series {
+		s.collected, s.collects = interval.Histogram{}, 0
+	}
 }
 
 // restart tells of a restart that was too short to be an outage.
@@ -297,12 +316,18 @@ func (d *Detector) preemptions(now time.Time, iv *interval.Interval) []Finding {
 		all.victims += e.victims
 	}
 	normal, _ := p.history.normal()
-	phase := p.alarm.look(now, all.victims >= stormVictims && all.victims > stormFactor*normal)
-	p.history.add(all.victims)
+	window := min(stormWindow, iv.Length*time.Duration(len(p.recent)))
+	perWindow := all.victims
+	if iv.Length > stormWindow {
+		// After a time without scrapes, or when they are rare, nobody knows when.
+		window = iv.Length
+		perWindow *= stormWindow.Seconds() / iv.Length.Seconds()
+	}
+	phase := p.alarm.look(now, perWindow >= stormVictims && perWindow > stormFactor*normal)
+	p.history.add(perWindow)
 	if phase == "" {
 		return nil
 	}
-	window := min(stormWindow, iv.Length*time.Duration(len(p.recent)))
 	f := Finding{
 		Kind: event.KindSchedulerPreemptionStorm, At: now, Reason: "PreemptionStorm",
 		Message: fmt.Sprintf("%s evicted for others within %s, in %s", count(all.victims, "pod was", "pods were"),

@@ -27,10 +27,11 @@ type scheduler struct {
 	values   map[string]float64 // by series
 	now      time.Time
 	last     *interval.Scrape
+	instance string
 }
 
 func newScheduler(t *testing.T) *scheduler {
-	s := &scheduler{t: t, detector: detect.New(), now: time.Unix(1_700_000_000, 0), values: map[string]float64{
+	s := &scheduler{t: t, instance: "cp-1:10259", detector: detect.New(), now: time.Unix(1_700_000_000, 0), values: map[string]float64{
 		"process_start_time_seconds": 1_600_000_000,
 	}}
 	for _, q := range []string{"active", "backoff", "unschedulable", "gated"} {
@@ -89,7 +90,7 @@ func (s *scheduler) scrape() []detect.Finding {
 		iv = interval.Between(*s.last, now)
 	}
 	s.last = &now
-	return s.detector.Observe("cp-1:10259", now, iv)
+	return s.detector.Observe(s.instance, now, iv)
 }
 
 // told writes findings as "kind phase".
@@ -170,6 +171,41 @@ func TestPodsThatWereDeletedWhileTheyWaited(t *testing.T) {
 	s.values[refused("NodeAffinity")] = 3
 	f := s.tells("unschedulable start")[0]
 	assert.Equal(t, "NodeAffinity=1", f.Metadata[event.TapioSchedulerPlugins])
+}
+
+// What one process counts too much says nothing of the next one.
+func TestAnotherSchedulerLeads(t *testing.T) {
+	s := newScheduler(t)
+	s.values[refused("NodeAffinity")] = 2 // of pods that were deleted
+	s.quiet(2)
+	s.instance = "cp-2:10259"
+	s.last = nil
+	s.values[refused("NodeAffinity")], s.values[pending("unschedulable")] = 2, 2
+	f := s.tells("unschedulable start")[0]
+	assert.Equal(t, "NodeAffinity=2", f.Metadata[event.TapioSchedulerPlugins])
+
+	s.values[refused("NodeAffinity")] = 4 // two were deleted
+	s.quiet(1)
+	s.values["process_start_time_seconds"]++
+	s.values[refused("NodeAffinity")] = 2
+	s.tells("unavailable end") // a restart
+	s.quiet(1)
+	f = s.tells("unschedulable ongoing")[0]
+	assert.Equal(t, "NodeAffinity=2", f.Metadata[event.TapioSchedulerPlugins])
+}
+
+// An hour in which nobody could look is not a minute.
+func TestPreemptionsWhileNobodyLooked(t *testing.T) {
+	s := newScheduler(t)
+	s.quiet(5)
+	s.now = s.now.Add(time.Hour)
+	s.values[exposition.PreemptionVictims+"_sum"] += 20
+	s.values[exposition.PreemptionAttempts] += 20
+	s.quiet(1)
+	s.now = s.now.Add(time.Hour)
+	s.values[exposition.PreemptionVictims+"_sum"] += 600
+	f := s.tells("preemption_storm start")[0]
+	assert.Contains(t, f.Message, "600 pods were evicted for others within 1h0m15s")
 }
 
 func TestErrors(t *testing.T) {

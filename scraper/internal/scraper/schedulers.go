@@ -30,6 +30,7 @@ type scheduler struct {
 	class    target.Class       // of err
 	known    bool               // it has answered
 	led      bool               // it led when it last answered
+	began    bool               // and not when it answered before
 }
 
 // scrape reads all of them at the same time.
@@ -39,15 +40,22 @@ func (s *schedulers) scrape(ctx context.Context) {
 		scraping.Go(func() { one.scrape(ctx) })
 	}
 	scraping.Wait()
-	before := s.leader
-	s.leader = nil
+	s.choose()
+}
+
+// choose finds who leads. For a moment two may say that they do: then one has not
+// noticed yet that it does no more, which is not the one that began to say so last.
+func (s *schedulers) choose() {
+	var leader *scheduler
 	for _, one := range s.all {
-		// For a moment two may say that they lead: then the one of before has not
-		// noticed yet that it does no more.
-		if one.err == nil && one.led && (s.leader == nil || s.leader == before) {
-			s.leader = one
+		if one.err != nil || !one.led {
+			continue
+		}
+		if leader == nil || one.began || one == s.leader && !leader.began {
+			leader = one
 		}
 	}
+	s.leader = leader
 }
 
 func (s *scheduler) scrape(ctx context.Context) {
@@ -66,7 +74,9 @@ func (s *scheduler) scrape(ctx context.Context) {
 	if s.known {
 		s.interval = interval.Between(s.last, now)
 	}
-	s.last, s.err, s.class, s.news, s.known, s.led = now, nil, "", false, true, now.Page.Leads()
+	leads := now.Page.Leads()
+	s.began = leads && !s.led
+	s.last, s.err, s.class, s.news, s.known, s.led = now, nil, "", false, true, leads
 }
 
 // explain says what is wrong and what to do.
@@ -112,7 +122,7 @@ func (s *schedulers) judge() (verdict, *scheduler, detect.Cause) {
 	}
 	if standby != nil && s.expectLeader {
 		return nobody, nil, detect.Cause{
-			Type: "no_leader",
+			Type: detect.NoLeader,
 			Message: "no kube-scheduler leads: see whether the API server answers them, and who holds the lease kube-scheduler " +
 				"in kube-system; when another instance leads, name it with --scheduler",
 		}

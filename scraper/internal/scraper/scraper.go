@@ -3,6 +3,7 @@
 package scraper
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -94,7 +95,8 @@ func Run(ctx context.Context, config Config) error {
 	if err != nil {
 		return fmt.Errorf("read the host's name: %w", err)
 	}
-	s.identity[event.HostName] = host
+	// In a pod the kernel's name for the host is that of the pod.
+	s.identity[event.HostName] = cmp.Or(config.Node, host)
 	for key, value := range map[string]string{event.K8sNodeName: config.Node, event.K8sClusterName: config.Cluster} {
 		if value != "" {
 			s.identity[key] = value
@@ -287,10 +289,11 @@ func (s *scraper) tell(f detect.Finding) error {
 	return nil
 }
 
-// Once scrapes all schedulers once. The error joins why those failed that did,
-// and is nil when any leads.
-func Once(ctx context.Context, configs []target.Config) (name string, s interval.Scrape, err error) {
-	all := schedulers{}
+// Once scrapes all schedulers once and returns the one that leads, or a standby
+// when another one may lead that is not named. The error says why nobody is known
+// to lead.
+func Once(ctx context.Context, configs []target.Config, expectLeader bool) (name string, s interval.Scrape, err error) {
+	all := schedulers{expectLeader: expectLeader}
 	for _, c := range configs {
 		t, err := target.New(c)
 		if err != nil {
@@ -299,15 +302,9 @@ func Once(ctx context.Context, configs []target.Config) (name string, s interval
 		all.all = append(all.all, &scheduler{target: t})
 	}
 	all.scrape(ctx)
-	if all.leader != nil {
-		return all.leader.target.Name(), all.leader.last, nil
+	_, who, cause := all.judge()
+	if who == nil {
+		return "", interval.Scrape{}, errors.New(cause.Message)
 	}
-	var errs []error
-	for _, one := range all.all {
-		if one.err == nil {
-			return one.target.Name(), one.last, nil // a standby
-		}
-		errs = append(errs, one.explain())
-	}
-	return "", interval.Scrape{}, errors.Join(errs...)
+	return who.target.Name(), who.last, nil
 }

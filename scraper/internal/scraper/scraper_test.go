@@ -184,7 +184,7 @@ func TestEventsReachTheGateway(t *testing.T) {
 	assert.Equal(t, "2 pods find no node, refused by NodeResourcesFit (2)", e.GetK8S().GetMessage())
 	assert.Equal(t, "cp-1", e.GetMetadata()[event.K8sNodeName])
 	assert.Equal(t, "prod", e.GetMetadata()[event.K8sClusterName])
-	assert.NotEmpty(t, e.GetMetadata()[event.HostName])
+	assert.Equal(t, "cp-1", e.GetMetadata()[event.HostName], "as the agent of the node says")
 	s.set(func() { s.waiting = 0 })
 	g.tells(t, "unschedulable start", "unschedulable end")
 }
@@ -223,6 +223,29 @@ func TestNobodyLeads(t *testing.T) {
 	g.tells(t, "unschedulable start", "unavailable start no_leader")
 	a.set(func() { a.leads = "1" })
 	g.tells(t, "unschedulable start", "unavailable start no_leader", "unavailable end no_leader", "unschedulable end")
+}
+
+func TestOnce(t *testing.T) {
+	a, b := startScheduler(t), startScheduler(t)
+	targets := func(all ...*scheduler) (configs []target.Config) {
+		for _, s := range all {
+			configs = append(configs, target.Config{URL: s.url, TLS: certs.Files{CA: s.ca}, Timeout: patience})
+		}
+		return configs
+	}
+	a.leads, b.leads = "0", "1"
+	name, _, err := scraper.Once(t.Context(), targets(a, b), true)
+	require.NoError(t, err)
+	require.Equal(t, strings.TrimPrefix(b.url, "https://"), name)
+	b.status = http.StatusInternalServerError
+	_, _, err = scraper.Once(t.Context(), targets(a, b), true)
+	require.ErrorContains(t, err, "500", "the one that leads is not known, which is not well")
+	name, _, err = scraper.Once(t.Context(), targets(a, b), false)
+	require.NoError(t, err)
+	require.Equal(t, strings.TrimPrefix(a.url, "https://"), name, "another one may lead")
+	b.status, b.leads = http.StatusOK, "0"
+	_, _, err = scraper.Once(t.Context(), targets(a, b), true)
+	require.ErrorContains(t, err, "no kube-scheduler leads")
 }
 
 // That a standby is away is no outage while the leader answers.

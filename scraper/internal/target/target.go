@@ -127,9 +127,10 @@ func New(config Config) (*Target, error) {
 	transport := &http.Transport{
 		// A proxy of the environment would get the token, and is not meant for
 		// the control plane.
-		Proxy:             nil,
-		DialContext:       (&net.Dialer{Timeout: config.Timeout}).DialContext,
-		ForceAttemptHTTP2: true,
+		Proxy: nil,
+		// HTTP/1.1: HTTP/2 has nothing for one request a connection, and hides why a
+		// server that wants a certificate closed it.
+		DialContext: (&net.Dialer{Timeout: config.Timeout}).DialContext,
 		// A connection of its own for each scrape: one that is kept may lead to a
 		// host that has gone, and would tell that only after a time.
 		DisableKeepAlives:      true,

@@ -158,6 +158,10 @@ func (a *agent) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if owners.Stats().Alone {
+		a.log.Warn("only the agent's own control group is mounted: whose the others are is not known; mount the node's /sys/fs/cgroup, read-only",
+			"path", a.config.CgroupFS)
+	}
 	if groupsErr != nil {
 		a.unavailable("cgroup", groupsErr)
 	} else {

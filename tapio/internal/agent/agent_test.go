@@ -877,13 +877,17 @@ func TestBecameNormal(t *testing.T) {
 	for first := l.metric(t, "tapio_signal_seen_total", labels); l.metric(t, "tapio_signal_seen_total", labels) < first+20; {
 		time.Sleep(100 * time.Millisecond)
 	}
-	h.tell("delay 60ms")
-	phase := func(p string) match {
-		return is(event.KindNetworkRTTSpike, map[string]string{event.ProcessPID: h.pid(), event.TapioRTTPhase: p})
-	}
-	l.await(t, phase(event.RTTPhaseStart))
-	end := l.await(t, phase(event.RTTPhaseEnd))
-	assert.Equal(t, event.RTTEndedByBecameNormal, end.GetMetadata()[event.TapioRTTEndedBy])
+	// Where others keep the processors busy the path, which runs in a process, is
+	// slow at times without being told: more than that, and it stays so. A short
+	// spike may come before.
+	h.tell("delay 200ms")
+	end := l.await(t, is(event.KindNetworkRTTSpike, map[string]string{
+		event.ProcessPID: h.pid(), event.TapioRTTPhase: event.RTTPhaseEnd, event.TapioRTTEndedBy: event.RTTEndedByBecameNormal,
+	}))
+	assert.NotEmpty(t, l.all(is(event.KindNetworkRTTSpike, map[string]string{event.ProcessPID: h.pid(), event.TapioRTTPhase: event.RTTPhaseStart})))
+	duration, err := strconv.ParseFloat(end.GetMetadata()[event.TapioRTTDurationS], 64)
+	require.NoError(t, err)
+	assert.GreaterOrEqual(t, duration, 2.0)
 	l.stop()
 	require.NoError(t, <-l.done)
 }

@@ -175,6 +175,7 @@ func TestAgentWhoseReaderGoes(t *testing.T) {
 		require.Eventually(t, func() bool { return g.count() >= 2 }, patience, time.Millisecond)
 		require.Zero(t, a.end(t).ExitStatus(), "%s", a)
 		assert.Regexp(t, `(?m)^ +polku +([2-9]|\d{2,}) +0 +0$`, a.String())
-		assert.Regexp(t, `(?m)^ +stdout +0 +([2-9]|\d{2,}) +0$`, a.String())
+		// What others on this machine did before the reader went was delivered.
+		assert.Regexp(t, `(?m)^ +stdout +\d+ +([2-9]|\d{2,}) +0$`, a.String())
 	})
 }

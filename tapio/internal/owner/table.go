@@ -52,6 +52,10 @@ type Stats struct {
 	// container with a cgroup namespace of its own: cgroups outside are known
 	// only when events tell of them.
 	Partial bool
+
+	// Alone says that of a hierarchy nothing is mounted but our own container's
+	// cgroup: who owns the others is known only of those that are made from now on.
+	Alone bool
 }
 
 // Table maps cgroups to their owners. Walking the mounted hierarchies fills it,
@@ -61,6 +65,7 @@ type Table struct {
 	hierarchies []*hierarchy // whose prefixes are guarded by mu
 	limit       int
 	now         func() time.Time
+	alone       bool
 
 	misses, rescans, scanFails, refused, evicted atomic.Uint64
 
@@ -109,8 +114,24 @@ func Open(root, procfs string) (*Table, error) {
 			return nil, fmt.Errorf("walk the cgroups: %w", err)
 		}
 		t.walk(h)
+		if h.part && !t.hasCgroups(h) {
+			h.part, t.alone = false, true
+		}
 	}
 	return t, nil
+}
+
+// hasCgroups says whether there is any cgroup below the one that is mounted. In a
+// container to which the node's /sys/fs/cgroup was not given there is none: what is
+// mounted is its own cgroup, and it is on a node of which it sees nothing else.
+func (t *Table) hasCgroups(h *hierarchy) bool {
+	n := 0
+	for cg := range t.entries {
+		if cg.Hierarchy == h.id {
+			n++
+		}
+	}
+	return n > 1
 }
 
 // Lookup returns the entry of a cgroup, for a minute longer than the cgroup
@@ -134,7 +155,8 @@ func (t *Table) Lookup(cg Cgroup) (Entry, bool) {
 // Foreign reports whether a cgroup is not of this node although the kernel tells
 // of it: it lies outside of the part of its hierarchy that is mounted. Where the
 // whole hierarchy is mounted nothing is foreign. What nobody knows is foreign
-// where only a part is mounted, because of what lies there everything is known.
+// where only a part is mounted, because of what lies there everything is known. A
+// container that sees only its own cgroup is not a node, and nothing is foreign.
 func (t *Table) Foreign(cg Cgroup) bool {
 	h := t.hierarchy(cg.Hierarchy)
 	if h == nil || !h.part || cg.ID == 0 {
@@ -202,6 +224,7 @@ func (t *Table) Stats() Stats {
 		ScanFails: t.scanFails.Load(),
 		Refused:   t.refused.Load(),
 		Evicted:   t.evicted.Load(),
+		Alone:     t.alone,
 	}
 	for _, h := range t.hierarchies {
 		s.Partial = s.Partial || !h.whole

@@ -530,3 +530,32 @@ func TestForeign(t *testing.T) {
 	assert.True(t, table.Foreign(neighbor))
 	assert.True(t, table.Foreign(Cgroup{0, 1 << 43}), "a longer name")
 }
+
+// A container to which nobody gave the node's cgroups sees its own and nothing
+// else. It is not a node in a container, whose neighbors it would have to ignore.
+func TestAlone(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to make a control group")
+	}
+	mounted, err := findHierarchies("/sys/fs/cgroup", "/proc")
+	require.NoError(t, err)
+	dir := filepath.Join(mounted[0].dir, fmt.Sprintf("tapio-owner-%d", os.Getpid()))
+	require.NoError(t, os.Mkdir(dir, 0o755))
+	t.Cleanup(func() { require.NoError(t, os.Remove(dir)) })
+	n := newNode(t)
+	n.write("mountinfo", fmt.Sprintf("31 23 0:28 / %s rw - cgroup2 cgroup2 rw\n", dir))
+	n.root = dir
+	other := Cgroup{0, 1 << 50}
+	table := n.open()
+	assert.True(t, table.Stats().Alone)
+	assert.False(t, table.Foreign(other))
+	assert.False(t, table.Foreign(Cgroup{0, rootID}))
+	table.Created(other, "/kubepods/pod"+uidA+"/"+idA)
+	assert.Equal(t, "/kubepods/pod"+uidA+"/"+idA, path(t, table, other))
+
+	require.NoError(t, os.Mkdir(dir+"/kubelet.slice", 0o755))
+	t.Cleanup(func() { require.NoError(t, os.Remove(dir+"/kubelet.slice")) })
+	table = n.open()
+	assert.False(t, table.Stats().Alone)
+	assert.True(t, table.Foreign(other))
+}

@@ -138,8 +138,7 @@ func (c *Context) Send(e *eventv1.Event) error {
 	c.held[key] = append(c.held[key], held{event: e, until: c.now().Add(holdFor)})
 	c.waiting++
 	c.counts.held++
-	c.changed() // Run may sleep for longer
-	return nil
+	return nil // Run sleeps for holdFor at most
 }
 
 // whose names the line in which an event waits.
@@ -223,7 +222,7 @@ func (c *Context) describe(e *eventv1.Event) lack {
 			l.worthWaiting = l.pod != causeNone && c.watcher.live()
 		}
 	}
-	if name := c.describePeer(m, pod); name != causeNone {
+	if name := c.describePeer(e, pod); name != causeNone {
 		l.peer = name
 		l.worthWaiting = l.worthWaiting || name == causePending
 	}
@@ -239,7 +238,7 @@ func (c *Context) describePod(e *eventv1.Event, pod *Pod) cause {
 	}
 	lacks := causeNone
 	if pod.owner.kind == "Job" {
-		a, ok := c.resolver.ask(question{namespace: pod.Namespace, name: pod.owner.name})
+		a, ok := c.resolver.ask(question{namespace: pod.Namespace, name: pod.owner.name, uid: pod.owner.uid})
 		switch {
 		case !ok:
 			lacks = causeOwner
@@ -250,7 +249,7 @@ func (c *Context) describePod(e *eventv1.Event, pod *Pod) cause {
 		}
 	}
 	if id := m[event.ContainerID]; id != "" {
-		name, ok := pod.containers[id]
+		name, ok := pod.container(id, m[event.ProcessLinuxCgroup])
 		if !ok {
 			return causeContainer
 		}
@@ -263,21 +262,23 @@ func (c *Context) describePod(e *eventv1.Event, pod *Pod) cause {
 }
 
 // describePeer adds whose the other side's address is.
-func (c *Context) describePeer(m map[string]string, own *Pod) cause {
+func (c *Context) describePeer(e *eventv1.Event, own *Pod) cause {
+	m := e.GetMetadata()
 	text := m[event.NetworkPeerAddress]
 	if text == "" || m[event.TapioPeerKind] != "" {
 		return causeNone
 	}
 	ip, err := netip.ParseAddr(text)
+	ip = ip.Unmap()
 	if err != nil || ip.IsLoopback() || ip.IsUnspecified() || ip.IsMulticast() || ip.IsLinkLocalUnicast() {
 		return causeNone // these belong to no object, or stay in the pod
 	}
-	pod, node := c.table.at(ip)
+	pod, left, node := c.table.at(ip)
 	var a answer
 	switch {
 	case node != "":
 		a = answer{found: true, kind: event.PeerNode, object: reference{name: node}}
-	case pod != nil:
+	case pod != nil && left.IsZero():
 		a = peerPod(pod)
 	case own == nil && m[event.K8sPodUID] == "":
 		// What runs outside of pods talks to everybody in the world.
@@ -287,6 +288,10 @@ func (c *Context) describePeer(m map[string]string, own *Pod) cause {
 		a, ok = c.resolver.ask(question{address: ip, dialed: m[event.TapioNetworkRole] != event.RoleServer})
 		if !ok {
 			return causePending
+		}
+		// Nobody else has got the address of a pod that has just ended.
+		if a.outcome == nobody && pod != nil && !hasLeft(time.Unix(0, e.GetTimestampUnixNs()), left) {
+			a = peerPod(pod)
 		}
 	}
 	if !a.found {

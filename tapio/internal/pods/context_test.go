@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -73,8 +75,13 @@ func (c *cluster) pod(name, node, metadata, spec, status string) string {
 
 func (c *cluster) status(name, status string) {
 	c.t.Helper()
+	c.phase(name, "Running", status)
+}
+
+func (c *cluster) phase(name, phase, status string) {
+	c.t.Helper()
 	text, err := c.client.Patch("application/merge-patch+json").Namespace("default").Resource("pods").Name(name).SubResource("status").
-		Body([]byte(`{"status":{"phase":"Running"` + status + `}}`)).DoRaw(c.t.Context())
+		Body([]byte(`{"status":{"phase":"` + phase + `"` + status + `}}`)).DoRaw(c.t.Context())
 	require.NoError(c.t, err, "%s", text)
 }
 
@@ -222,8 +229,12 @@ func testNames(t *testing.T, c *cluster) {
 		{name: "db-0", metadata: owned("StatefulSet", "apps/v1", "db"), want: map[string]string{event.K8sStatefulSetName: "db", event.K8sStatefulSetUID: "uid-of-db"}},
 		{name: "proxy-x", metadata: owned("DaemonSet", "apps/v1", "proxy"), spec: `,"hostNetwork":true`, want: map[string]string{event.K8sDaemonSetName: "proxy"}},
 		{
-			name: "nightly-1-x", metadata: owned("Job", "batch/v1", "nightly-1"),
+			name: "nightly-1-x", metadata: strings.Replace(owned("Job", "batch/v1", "nightly-1"), "uid-of-nightly-1", job, 1),
 			want: map[string]string{event.K8sJobName: "nightly-1", event.K8sCronJobName: "nightly", event.K8sCronJobUID: "uid-of-nightly"},
+		},
+		{
+			name: "nightly-1-y", metadata: owned("Job", "batch/v1", "nightly-1"), // of another Job, which had the name before
+			want: map[string]string{event.K8sJobName: "nightly-1"}, absent: []string{event.K8sCronJobName, event.TapioAttribution},
 		},
 		{
 			name: "gone-job-x", metadata: owned("Job", "batch/v1", "gone"),
@@ -296,10 +307,21 @@ func testPeers(t *testing.T, c *cluster) {
 	c.pod("near", c.node, owned("StatefulSet", "apps/v1", "db"), "", ips(nodeIP, "10.1.0.2"))
 	c.pod("agent", c.node, "", `,"hostNetwork":true`, ips(nodeIP, nodeIP))
 	c.pod("far", "node-b", `,"labels":{"pod-template-hash":"abc"}`+owned("ReplicaSet", "apps/v1", "far-abc"), "", ips("172.18.0.6", "10.2.0.1"))
+	// An address that was another pod's, which still exists; and one that was.
+	ended := func(ip, when string) string {
+		return ips("172.18.0.6", ip) + `,"containerStatuses":[{"name":"main","containerID":"containerd://e","image":"i","imageID":"i","ready":false,"restartCount":0,
+			"state":{"terminated":{"exitCode":0,"containerID":"containerd://e","finishedAt":"` + when + `"}}}]`
+	}
+	for _, name := range []string{"done", "done-there"} {
+		c.pod(name, map[string]string{"done": c.node, "done-there": "node-b"}[name], "", `,"restartPolicy":"Never"`, "")
+	}
+	c.phase("done", "Succeeded", strings.Replace(ended("10.2.0.2", "2026-01-02T03:04:05Z"), "172.18.0.6", nodeIP, 2))
+	c.phase("done-there", "Succeeded", ended("10.2.0.3", "2026-01-02T03:04:05Z"))
+	c.pod("heir", "node-b", "", "", ips("172.18.0.6", "10.2.0.2"))
 	c.pod("far-agent", "node-b", "", `,"hostNetwork":true`, ips("172.18.0.6", "172.18.0.6"))
 	r := run(t, c)
 	r.await(uid, func(p *Pod) bool { return len(p.Addresses) > 0 })
-	require.Eventually(t, func() bool { alive, _, _ := r.table.sizes(); return alive == 3 }, patience, 10*time.Millisecond)
+	require.Eventually(t, func() bool { alive, _, _ := r.table.sizes(); return alive == 4 }, patience, 10*time.Millisecond)
 
 	for address, want := range map[string][4]string{
 		clusterIP:    {event.PeerService, "shop", "default", ""},
@@ -307,6 +329,8 @@ func testPeers(t *testing.T, c *cluster) {
 		"10.2.0.1":   {event.PeerPod, "far", "default", "far"},
 		nodeIP:       {event.PeerNode, c.node, "", ""}, // never a pod that shares it
 		"172.18.0.6": {event.PeerNode, "node-b", "", ""},
+		"10.2.0.2":   {event.PeerPod, "heir", "default", ""}, // not that of this node that had it
+		"10.2.0.3":   {},
 		"10.9.9.9":   {},
 		"127.0.0.1":  {},
 	} {
@@ -319,7 +343,14 @@ func testPeers(t *testing.T, c *cluster) {
 	require.Equal(t, "shop", r.described(last)[event.TapioPeerName])
 	require.Equal(t, before, r.resolver.requests, "answers are kept, of nobody, too")
 	require.Equal(t, "caller", last.GetNetwork().GetPodName())
-	require.EqualValues(t, 1, r.counts.unknownPeers[cause(nobody)])
+	require.EqualValues(t, 2, r.counts.unknownPeers[cause(nobody)])
+
+	// What the internet is asked for once is not asked for again soon.
+	r.described(refused(uid, "203.0.113.9"))
+	for address, long := range map[string]bool{"203.0.113.9": true, "10.9.9.9": false} {
+		until := r.resolver.answers[question{address: netip.MustParseAddr(address), dialed: true}].until
+		require.Equal(t, long, time.Until(until) > time.Minute, address)
+	}
 
 	// A server's client is never a Service.
 	e := refused(uid, "10.96.7.8")
@@ -404,3 +435,36 @@ func testEventsWait(t *testing.T, c *cluster) {
 		require.LessOrEqual(t, outages, strings.Count(r.log.String(), "watching the node's pods"), "an outage is told once, not each try:\n%s", &r.log)
 	})
 }
+
+// A server that takes connections and answers nothing is away, and says so.
+func TestServerThatHangs(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = listener.Close() })
+	r := &running{t: t}
+	var log strings.Builder
+	var mu sync.Mutex
+	write := writer(func(p []byte) (int, error) { mu.Lock(); defer mu.Unlock(); return log.Write(p) })
+	r.Context, err = Open(Config{
+		Node: "node-a", API: &rest.Config{Host: "http://" + listener.Addr().String()}, Send: r.take,
+		Log: slog.New(slog.NewTextHandler(write, nil)),
+	})
+	require.NoError(t, err)
+	r.watcher.within = 50 * time.Millisecond
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { r.Run(ctx); close(done) }()
+	require.Eventually(t, func() bool { return !r.watcher.live() }, patience, 10*time.Millisecond)
+	require.ErrorIs(t, r.Ready(), errNoAnswer)
+	require.NoError(t, r.Send(exited("11111111-2222-3333-4444-555555555555", "x", "1")))
+	require.Equal(t, []string{"1"}, r.ids(), "nobody waits for it")
+	cancel()
+	<-done
+	mu.Lock()
+	defer mu.Unlock()
+	require.Equal(t, 1, strings.Count(log.String(), "cannot watch"), log.String())
+}
+
+type writer func([]byte) (int, error)
+
+func (w writer) Write(p []byte) (int, error) { return w(p) }

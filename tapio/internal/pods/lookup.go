@@ -28,9 +28,12 @@ const (
 	maxWaiting = 256
 	// maxAnswers bounds the answers that are kept.
 	maxAnswers = 4096
-	// How long an answer holds: an address may change hands, a Job does not.
-	answerHolds  = 30 * time.Second
+	// How long an answer holds: a pod's address may change hands, a Service's
+	// seldom does, a Job never.
+	podHolds     = 10 * time.Second
+	serviceHolds = 30 * time.Second
 	nobodyHolds  = 10 * time.Second
+	publicHolds  = 5 * time.Minute // nobody's, and one that few clusters give to pods
 	failureHolds = 5 * time.Second
 	jobHolds     = 10 * time.Minute
 )
@@ -41,7 +44,7 @@ type question struct {
 	address netip.Addr // the zero value for a Job
 	dialed  bool       // somebody connects to it, so it may be a Service
 	// The Job.
-	namespace, name string
+	namespace, name, uid string
 }
 
 // answer is what it said.
@@ -63,6 +66,7 @@ const (
 	nobody   outcome = "nobody" // the API server knows none
 	failed   outcome = "error"
 	limited  outcome = "limited" // too many questions: not asked
+	late     outcome = "late"    // nobody waits for the answer any more: not asked
 )
 
 // resolver asks the API server what the watch of the own node does not tell,
@@ -76,7 +80,7 @@ type resolver struct {
 	questions chan question
 	mu        sync.Mutex
 	answers   map[question]answer
-	asked     map[question]bool // waiting for their turn
+	asked     map[question]time.Time // waiting for their turn
 	counts    map[outcome]uint64
 	requests  uint64
 }
@@ -85,7 +89,7 @@ func newResolver(client *rest.RESTClient, done func()) *resolver {
 	return &resolver{
 		client: client, limiter: rate.NewLimiter(requestRate, requestBurst), now: time.Now, done: done,
 		questions: make(chan question, maxWaiting),
-		answers:   map[question]answer{}, asked: map[question]bool{}, counts: map[outcome]uint64{},
+		answers:   map[question]answer{}, asked: map[question]time.Time{}, counts: map[outcome]uint64{},
 	}
 }
 
@@ -96,12 +100,12 @@ func (r *resolver) ask(q question) (answer, bool) {
 	if a, ok := r.answers[q]; ok && r.now().Before(a.until) {
 		return a, true
 	}
-	if r.asked[q] {
+	if _, waits := r.asked[q]; waits {
 		return answer{}, false
 	}
 	select {
 	case r.questions <- q:
-		r.asked[q] = true
+		r.asked[q] = r.now()
 		return answer{}, false
 	default:
 		r.counts[limited]++
@@ -116,6 +120,9 @@ func (r *resolver) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case q := <-r.questions:
+			if r.isLate(q) {
+				continue
+			}
 			a := r.resolve(ctx, q)
 			r.mu.Lock()
 			delete(r.asked, q)
@@ -126,6 +133,19 @@ func (r *resolver) run(ctx context.Context) {
 			r.done()
 		}
 	}
+}
+
+// isLate drops a question that has waited for longer than any event does: behind
+// a flood of addresses the new ones would come too late as well.
+func (r *resolver) isLate(q question) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.now().Sub(r.asked[q]) < holdFor {
+		return false
+	}
+	delete(r.asked, q)
+	r.counts[late]++
+	return true
 }
 
 // makeRoom drops what no longer holds, or everything. It needs mu.
@@ -147,7 +167,7 @@ func (r *resolver) makeRoom() {
 func (r *resolver) resolve(ctx context.Context, q question) answer {
 	var a answer
 	var err error
-	holds := answerHolds
+	holds := serviceHolds
 	switch {
 	case !q.address.IsValid():
 		a, err = r.job(ctx, q)
@@ -158,6 +178,7 @@ func (r *resolver) resolve(ctx context.Context, q question) answer {
 		}
 		if err == nil && !a.found {
 			a, err = r.pod(ctx, q.address)
+			holds = podHolds
 		}
 	}
 	switch {
@@ -165,11 +186,21 @@ func (r *resolver) resolve(ctx context.Context, q question) answer {
 		a, holds = answer{outcome: failed}, failureHolds
 	case !a.found:
 		a, holds = answer{outcome: nobody}, nobodyHolds
+		if q.address.IsValid() && isPublic(q.address) {
+			holds = publicHolds
+		}
 	default:
 		a.outcome = answered
 	}
 	a.until = r.now().Add(holds)
 	return a
+}
+
+// isPublic says whether an address is one of the internet: of those
+// the API server, which has to look through all pods, is asked seldom.
+func isPublic(ip netip.Addr) bool {
+	// Some clouds give addresses that providers share (RFC 6598) to pods.
+	return ip.IsGlobalUnicast() && !ip.IsPrivate() && !netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64}), 10).Contains(ip)
 }
 
 // metadata asks for objects without anything but their metadata.
@@ -223,24 +254,43 @@ func (r *resolver) pod(ctx context.Context, ip netip.Addr) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	var found *corev1.Pod
+	var found *Pod
 	for i := range all.Items {
-		p := &all.Items[i]
-		if p.Spec.HostNetwork {
-			// The address is that of a node, and nobody knows which of its pods.
-			return answer{
-				found: true, kind: event.PeerNode,
-				object: reference{kind: event.PeerNode, name: p.Spec.NodeName},
-			}, nil
-		}
-		if found == nil || isEnded(found) {
+		if p := newPod(&all.Items[i]); found == nil || p.hasSince(found) {
 			found = p
 		}
 	}
-	if found == nil {
+	if found == nil || hasLeft(r.now(), found.ended) {
 		return answer{}, nil
 	}
-	return peerPod(newPod(found)), nil
+	if found.HostNetwork {
+		// The address is that of a node, and nobody knows which of its pods.
+		return answer{
+			found: true, kind: event.PeerNode,
+			object: reference{kind: event.PeerNode, name: found.Node},
+		}, nil
+	}
+	return peerPod(found), nil
+}
+
+// hasSince says whether of two pods with the same address this one has it: one
+// that runs rather than one that has ended, and the one that came later.
+func (k *Pod) hasSince(other *Pod) bool {
+	if k.ended.IsZero() != other.ended.IsZero() {
+		return k.ended.IsZero()
+	}
+	return k.started.After(other.started)
+}
+
+// lingers is for how long connects to the address of a pod that has ended are
+// still connects to that pod: until everybody has heard. The address may be given
+// to another one after that.
+const lingers = 10 * time.Second
+
+// hasLeft says whether a pod that left an address at a time, zero for never, has
+// nothing to do any more with what happens there.
+func hasLeft(happened, left time.Time) bool {
+	return !left.IsZero() && happened.Sub(left) > lingers
 }
 
 // peerPod is the answer that an address is a pod's.
@@ -260,7 +310,8 @@ func (r *resolver) job(ctx context.Context, q question) (answer, error) {
 		return answer{}, nil
 	}
 	controller := metav1.GetControllerOfNoCopy(&job)
-	if err != nil || controller == nil {
+	// One that was made again is another one.
+	if err != nil || controller == nil || string(job.UID) != q.uid {
 		return answer{}, err
 	}
 	return answer{found: true, owner: reference{kind: controller.Kind, name: controller.Name, uid: string(controller.UID)}}, nil

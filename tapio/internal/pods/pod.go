@@ -8,11 +8,13 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/yairfalse/tapio/shared/event"
+	"github.com/yairfalse/tapio/shared/kube"
 )
 
 const (
@@ -27,8 +29,12 @@ const (
 
 // configHash is the annotation that has what the kubelet takes for a static
 // pod's UID, in the paths of control groups among others. The UID in the API is
-// another one: that of the mirror pod.
-const configHash = "kubernetes.io/config.hash"
+// another one: that of the mirror pod, which only the kubelet makes and marks by
+// mirror. Anybody may write configHash on a pod.
+const (
+	configHash = "kubernetes.io/config.hash"
+	mirror     = corev1.MirrorPodAnnotationKey
+)
 
 // Pod is what is kept of a pod.
 type Pod struct {
@@ -39,6 +45,8 @@ type Pod struct {
 	HostNetwork bool // its addresses are those of the node
 	Addresses   []netip.Addr
 
+	started    time.Time         // when the kubelet took it
+	ended      time.Time         // when its last container did; zero while it runs
 	static     string            // the UID that the kubelet uses for a static pod
 	nodeAddr   []netip.Addr      // of its node
 	containers map[string]string // names by id
@@ -54,9 +62,16 @@ type reference struct{ kind, name, uid string }
 func newPod(p *corev1.Pod) *Pod {
 	k := &Pod{
 		UID: string(p.UID), Namespace: p.Namespace, Name: p.Name, Node: p.Spec.NodeName,
-		HostNetwork: p.Spec.HostNetwork, static: p.Annotations[configHash],
+		HostNetwork: p.Spec.HostNetwork, ended: endOf(p),
 		containers: map[string]string{}, metadata: map[string]string{},
 	}
+	if _, ok := p.Annotations[mirror]; ok {
+		k.static = p.Annotations[configHash]
+	}
+	if p.Status.StartTime != nil {
+		k.started = p.Status.StartTime.Time
+	}
+	k.nodeAddr = appendAddress(k.nodeAddr, p.Status.HostIP) // all there is before 1.30
 	for _, ip := range p.Status.PodIPs {
 		k.Addresses = appendAddress(k.Addresses, ip.IP)
 	}
@@ -76,6 +91,25 @@ func newPod(p *corev1.Pod) *Pod {
 	k.metadata[event.K8sPodName] = k.Name
 	k.metadata[event.K8sNamespaceName] = k.Namespace
 	return k
+}
+
+// endOf returns when a pod has ended; zero while it runs. From then on its
+// addresses are not its own any more, although its status has them for as long as
+// it exists.
+func endOf(p *corev1.Pod) time.Time {
+	if p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
+		return time.Time{}
+	}
+	var ended time.Time
+	for i := range p.Status.ContainerStatuses {
+		if last := p.Status.ContainerStatuses[i].State.Terminated; last != nil && last.FinishedAt.After(ended) {
+			ended = last.FinishedAt.Time
+		}
+	}
+	if ended.IsZero() { // it was evicted: better no name than a wrong one
+		ended = p.CreationTimestamp.Add(1)
+	}
+	return ended
 }
 
 func appendAddress(all []netip.Addr, text string) []netip.Addr {
@@ -100,6 +134,22 @@ func (k *Pod) addContainer(s *corev1.ContainerStatus) {
 			k.containers[id] = s.Name
 		}
 	}
+}
+
+// container returns the name of the container with an id, or of the one in whose
+// control group it lies: a program in it may run containers of its own, as docker
+// does, of which the API never tells.
+func (k *Pod) container(id, cgroup string) (name string, ok bool) {
+	if name, ok := k.containers[id]; ok {
+		return name, true
+	}
+	for segment := range strings.SplitSeq(cgroup, "/") {
+		segment = strings.TrimSuffix(segment, ".scope")
+		if name, ok := k.containers[segment[strings.LastIndexAny(segment, "-:")+1:]]; ok {
+			return name, true
+		}
+	}
+	return "", false
 }
 
 // remember adds the containers that an earlier version of the pod had.
@@ -153,7 +203,7 @@ func (r reference) describe(metadata map[string]string) {
 }
 
 func (k *Pod) addLabels(labels map[string]string) {
-	n := 0
+	redact, n := kube.NewRedactor(nil), 0
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
 		if len(key) > maxLabelKey || isBookkeeping(key) || namesSecret(key) {
 			continue
@@ -161,7 +211,7 @@ func (k *Pod) addLabels(labels map[string]string) {
 		if n++; n > maxLabels {
 			return
 		}
-		k.metadata[event.K8sPodLabel+key] = labels[key]
+		k.metadata[event.K8sPodLabel+key] = redact.Value(labels[key])
 	}
 }
 

@@ -60,18 +60,22 @@ func (t *table) lookup(uid string) *Pod {
 }
 
 // at returns the pod of the node that has an address of its own, or the name of
-// the node whose address it is. A pod that is gone counts until another one has
-// the address.
-func (t *table) at(ip netip.Addr) (pod *Pod, node string) {
+// the node whose address it is. left is when the pod gave the address back, zero
+// while it runs: another one may have it since, on another node, too.
+func (t *table) at(ip netip.Addr) (pod *Pod, left time.Time, node string) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	if node := t.nodes[ip]; node != "" {
-		return nil, node
+		return nil, time.Time{}, node
 	}
-	if r := t.byIP[ip]; r != nil {
-		return r.Pod, ""
+	r := t.byIP[ip]
+	if r == nil {
+		return nil, time.Time{}, ""
 	}
-	return nil, ""
+	if !r.ended.IsZero() {
+		return r.Pod, r.ended, ""
+	}
+	return r.Pod, r.gone, ""
 }
 
 // sizes returns how many pods exist and how many are kept after that.
@@ -93,7 +97,7 @@ func (t *table) Add(object any) error {
 	if p, ok := object.(*corev1.Pod); ok {
 		t.mu.Lock()
 		t.expire()
-		t.put(newPod(p), !isEnded(p))
+		t.put(newPod(p))
 		t.mu.Unlock()
 		t.changed()
 	}
@@ -112,7 +116,11 @@ func (t *table) Delete(object any) error {
 		t.mu.Lock()
 		t.expire()
 		// The last version may tell more: how its containers ended.
-		t.put(newPod(p), false)
+		last := newPod(p)
+		if last.ended.IsZero() {
+			last.ended = t.now()
+		}
+		t.put(last)
 		t.bury(t.pods[string(p.UID)])
 		t.mu.Unlock()
 	}
@@ -128,7 +136,7 @@ func (t *table) Replace(objects []any, _ string) error {
 	for _, object := range objects {
 		if p, ok := object.(*corev1.Pod); ok {
 			listed[string(p.UID)] = true
-			t.put(newPod(p), !isEnded(p))
+			t.put(newPod(p))
 		}
 	}
 	for _, r := range t.pods {
@@ -145,13 +153,9 @@ func (t *table) Replace(objects []any, _ string) error {
 // Resync implements cache.ReflectorStore.
 func (t *table) Resync() error { return nil }
 
-func isEnded(p *corev1.Pod) bool {
-	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
-}
-
 // put adds a version of a pod. One that does not run has its addresses only until
 // another one has them. It needs mu.
-func (t *table) put(p *Pod, running bool) {
+func (t *table) put(p *Pod) {
 	r := &record{Pod: p}
 	if old := t.pods[p.UID]; old != nil {
 		p.remember(old.Pod)
@@ -166,7 +170,7 @@ func (t *table) put(p *Pod, running bool) {
 	}
 	if !p.HostNetwork {
 		for _, ip := range p.Addresses {
-			if other := t.byIP[ip]; running || other == nil || !other.gone.IsZero() {
+			if other := t.byIP[ip]; p.ended.IsZero() || other == nil || !other.ended.IsZero() && other.ended.Before(p.ended) || !other.gone.IsZero() {
 				t.byIP[ip] = r
 			}
 		}

@@ -33,6 +33,7 @@ func newClient(config *rest.Config) (*rest.RESTClient, error) {
 	c.GroupVersion = &corev1.SchemeGroupVersion
 	c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	c.ContentType = runtime.ContentTypeProtobuf
+	c.WarningHandler = rest.NoWarnings{} // they are for those who write objects
 	c.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	client, err := rest.RESTClientFor(c)
 	if err != nil {
@@ -48,12 +49,19 @@ const (
 	longestPause = 10 * time.Second
 )
 
+// answerWithin is how long the API server may take to begin its answer. One that
+// hangs must not pass for one that is about to answer: events would wait for it.
+const answerWithin = 30 * time.Second
+
+var errNoAnswer = fmt.Errorf("the API server did not answer within %s", answerWithin)
+
 // watcher keeps a table in line with what the API server says of one node.
 type watcher struct {
 	client *rest.RESTClient
 	node   string
 	table  *table
 	log    *slog.Logger
+	within time.Duration // answerWithin
 
 	mu  sync.Mutex
 	err error // why nothing comes at present; nil while it does
@@ -62,7 +70,7 @@ type watcher struct {
 var errConnecting = errors.New("connecting")
 
 func newWatcher(client *rest.RESTClient, node string, t *table, log *slog.Logger) *watcher {
-	return &watcher{client: client, node: node, table: t, log: log, err: errConnecting}
+	return &watcher{client: client, node: node, table: t, log: log, within: answerWithin, err: errConnecting}
 }
 
 // run watches until ctx is done. What breaks is tried again, with growing pauses.
@@ -85,17 +93,46 @@ func (w *watcher) request(options metav1.ListOptions) *rest.Request {
 }
 
 func (w *watcher) list(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+	limited, cancel := context.WithTimeout(ctx, w.within)
+	defer cancel()
 	var all corev1.PodList
-	err := w.request(options).Do(ctx).Into(&all)
+	err := w.request(options).Do(limited).Into(&all)
+	if err != nil && ctx.Err() == nil && limited.Err() != nil {
+		err = errNoAnswer
+	}
 	w.note(ctx, err)
 	return &all, err
 }
 
 func (w *watcher) watch(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 	options.Watch = true
-	stream, err := w.request(options).Watch(ctx)
+	limited, cancel := context.WithCancel(ctx)
+	late := time.AfterFunc(w.within, cancel)
+	events, err := w.request(options).Watch(limited)
+	if !late.Stop() && ctx.Err() == nil {
+		if err == nil {
+			events.Stop()
+		}
+		err = errNoAnswer
+	}
 	w.note(ctx, err)
-	return stream, err
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return &stream{Interface: events, cancel: cancel}, nil
+}
+
+// stream is a watch with a context of its own.
+type stream struct {
+	watch.Interface
+	cancel context.CancelFunc
+}
+
+// Stop implements watch.Interface.
+func (s *stream) Stop() {
+	s.Interface.Stop()
+	s.cancel()
 }
 
 // note remembers whether the API server answers, and tells when that changes.
