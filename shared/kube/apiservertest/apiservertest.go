@@ -62,12 +62,13 @@ type program struct {
 	done chan struct{}
 }
 
-// Start runs both until the test ends. It skips the test if nobody said where the
-// programs are. The arguments are further flags of kube-apiserver.
+// Start runs both until the test ends. It skips the test where the programs are not.
+// The arguments are further flags of kube-apiserver.
 func Start(t testing.TB, arguments ...string) *Server {
 	t.Helper()
-	if os.Getenv(AssetsVariable) == "" {
-		t.Skipf("%s is not set: name a directory that has etcd and kube-apiserver, as `make test` does", AssetsVariable)
+	assets := os.Getenv(AssetsVariable)
+	if _, err := os.Stat(filepath.Join(assets, "kube-apiserver")); err != nil {
+		t.Skipf("%s is %q: name a directory that has etcd and kube-apiserver, as `make test` does", AssetsVariable, assets)
 	}
 	s, err := New(arguments...)
 	if err != nil {
