@@ -28,7 +28,7 @@ const prefix = "AHTI"
 // that was written to stderr.
 func Run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
 	root := newServe(environ)
-	root.AddCommand(newIncidents(environ), newWhy(environ), newTimeline(environ), newFailureModes(), newVersion())
+	root.AddCommand(newIncidents(environ), newWhy(environ), newTimeline(environ), newFailureModes(), version.Command("ahti"))
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

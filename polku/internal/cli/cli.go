@@ -46,7 +46,7 @@ const leastLog = 16 << 20
 // that was written to stderr.
 func Run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
 	root := newServe(environ, stdout)
-	root.AddCommand(newStatus(environ), newTail(environ), newReplay(environ), newDeadLetters(environ), newVersion())
+	root.AddCommand(newStatus(environ), newTail(environ), newReplay(environ), newDeadLetters(environ), version.Command("polku"))
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -21,6 +20,7 @@ import (
 
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	operatorv1 "github.com/yairfalse/tapio/proto/polku/operator/v1"
+	"github.com/yairfalse/tapio/shared/config"
 	"github.com/yairfalse/tapio/shared/event"
 	"github.com/yairfalse/tapio/shared/humanoutput"
 )
@@ -65,7 +65,7 @@ func newStatus(environ []string) *cobra.Command {
 with 1 when the gateway does not answer or takes no events.`,
 		Args: cobra.NoArgs,
 	}, func(cmd *cobra.Command, _ []string, gateway operatorv1.OperatorServiceClient) error {
-		if err := oneOf("output", output, "text", "json"); err != nil {
+		if err := config.OneOf("output", output, "text", "json"); err != nil {
 			return err
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), answerTimeout)
@@ -152,7 +152,7 @@ func newTail(environ []string) *cobra.Command {
 		Args: cobra.NoArgs,
 	}, func(cmd *cobra.Command, _ []string, gateway operatorv1.OperatorServiceClient) error {
 		minimum, err := severity("severity", least)
-		if err := errors.Join(err, oneOf("output", output, "text", "json")); err != nil {
+		if err := errors.Join(err, config.OneOf("output", output, "text", "json")); err != nil {
 			return err
 		}
 		stream, err := gateway.Tail(cmd.Context(), &operatorv1.TailRequest{Kinds: kinds, Sources: sources, MinSeverity: minimum})
@@ -290,7 +290,7 @@ func newDeadLetters(environ []string) *cobra.Command {
 		Short: "Print the events that destinations refused for good",
 		Args:  cobra.NoArgs,
 	}, func(cmd *cobra.Command, _ []string, gateway operatorv1.OperatorServiceClient) error {
-		if err := oneOf("output", output, "text", "json"); err != nil {
+		if err := config.OneOf("output", output, "text", "json"); err != nil {
 			return err
 		}
 		stream, err := gateway.ListDeadLetters(cmd.Context(), &operatorv1.ListDeadLettersRequest{Route: route, Limit: limit})
@@ -316,11 +316,4 @@ func newDeadLetters(environ []string) *cobra.Command {
 	f.Int32Var(&limit, "limit", 100, "the most to print")
 	f.StringVar(&output, "output", "text", "text or json")
 	return cmd
-}
-
-func oneOf(flag, value string, allowed ...string) error {
-	if slices.Contains(allowed, value) {
-		return nil
-	}
-	return fmt.Errorf("--%s: %q is none of %s", flag, value, strings.Join(allowed, ", "))
 }

@@ -14,9 +14,7 @@ import (
 
 	"github.com/yairfalse/tapio/portti/internal/change"
 	"github.com/yairfalse/tapio/portti/internal/serve"
-	"github.com/yairfalse/tapio/shared/certs"
 	"github.com/yairfalse/tapio/shared/config"
-	"github.com/yairfalse/tapio/shared/endpoint"
 	"github.com/yairfalse/tapio/shared/kube"
 	"github.com/yairfalse/tapio/shared/polku"
 	"github.com/yairfalse/tapio/shared/telemetry"
@@ -30,7 +28,7 @@ const prefix = "PORTTI"
 // that was written to stderr.
 func Run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
 	root := newPortti(environ)
-	root.AddCommand(newVersion())
+	root.AddCommand(version.Command("portti"))
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -46,8 +44,7 @@ type options struct {
 	kinds     []string
 	cluster   string
 	kube      kube.Config
-	polku     string
-	polkuTLS  certs.Files
+	polku     polku.Config
 	stdout    bool
 	stateDir  string
 	listen    string
@@ -96,10 +93,7 @@ environment over the file.`,
 	f.StringVar(&o.cluster, "cluster", "", "name of the cluster, the same for all replicas: ids of events depend on it")
 	f.StringVar(&o.kube.Kubeconfig, "kubeconfig", "", "file that says how to reach the cluster; without, those of KUBECONFIG, else ~/.kube/config, else the account of the pod")
 	f.StringVar(&o.kube.Context, "context", "", "context of the kubeconfig; without, its current one")
-	f.StringVar(&o.polku, "polku", "", "gateway to send events to: https://host:port, http://host:port for plaintext, or host:port for TLS if a file is named (also POLKU_ENDPOINT)")
-	f.StringVar(&o.polkuTLS.CA, "polku-ca", "", "PEM file with the authority of the gateway's certificate; the system's without")
-	f.StringVar(&o.polkuTLS.Cert, "polku-cert", "", "PEM file with the certificate to show to the gateway")
-	f.StringVar(&o.polkuTLS.Key, "polku-key", "", "PEM file with the key of --polku-cert")
+	o.polku.Flags(f)
 	f.BoolVar(&o.stdout, "stdout", false, "write events to standard output, as JSON, instead of sending them")
 	f.StringVar(&o.stateDir, "state-dir", "/var/lib/portti", "directory of what was sent; each replica has its own")
 	f.StringVar(&o.listen, "listen", "127.0.0.1:9468", "address of /healthz, /readyz and /metrics; empty for none")
@@ -121,7 +115,7 @@ func words() []string {
 // serve checks the flags and makes the configuration of them.
 func (o *options) serve(cmd *cobra.Command) (serve.Config, error) {
 	c := serve.Config{
-		Cluster: o.cluster, StateDir: o.stateDir, Listen: o.listen, Polku: polku.Config{Endpoint: o.polku, TLS: o.polkuTLS},
+		Cluster: o.cluster, StateDir: o.stateDir, Listen: o.listen, Polku: o.polku,
 		Log: telemetry.NewLogger(cmd.ErrOrStderr(), o.logLevel.Level, o.logFormat),
 	}
 	var errs []error
@@ -156,17 +150,10 @@ func (o *options) serve(cmd *cobra.Command) (serve.Config, error) {
 // destination checks where events go.
 func (o *options) destination() error {
 	switch {
-	case o.stdout && o.polku != "":
+	case o.stdout && o.polku.Endpoint != "":
 		return errors.New("--stdout and --polku exclude each other: what is written cannot be acknowledged by the gateway")
-	case o.stdout && !o.polkuTLS.Empty():
-		return errors.New("--polku-ca, --polku-cert and --polku-key are for --polku, which is empty")
-	case o.stdout:
-		return nil
-	case o.polku == "":
+	case !o.stdout && o.polku.Endpoint == "":
 		return errors.New("--polku is empty: name the gateway to send to (also POLKU_ENDPOINT), or print with --stdout")
 	}
-	if _, err := endpoint.Parse(o.polku, o.polkuTLS); err != nil {
-		return fmt.Errorf("--polku: %w", err)
-	}
-	return nil
+	return o.polku.CheckFlags()
 }

@@ -50,7 +50,7 @@ var errUnwell = errors.New("the scheduler is not well")
 // that was written to stderr, or a report that is not good.
 func Run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
 	root := newScraper(environ)
-	root.AddCommand(newVersion())
+	root.AddCommand(version.Command("scheduler-scraper"))
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -83,8 +83,7 @@ type options struct {
 	config    string
 	node      string
 	cluster   string
-	polku     string
-	polkuTLS  certs.Files
+	polku     polku.Config
 	otlp      string
 }
 
@@ -127,7 +126,7 @@ Flags win over the environment, the environment over the file.`,
 			if o.once || o.from != "" {
 				return o.look(cmd.Context(), c)
 			}
-			if o.polku != "" || o.otlp != "" {
+			if o.polku.Endpoint != "" || o.otlp != "" {
 				// A reader of standard output that goes away ends a program, as
 				// in a pipe into head; not one that others rely on.
 				signal.Ignore(syscall.SIGPIPE)
@@ -155,10 +154,7 @@ Flags win over the environment, the environment over the file.`,
 	f.TextVar(&o.logFormat, "log-format", telemetry.Text, "format of the logs: text or json")
 	f.StringVar(&o.node, "node", "", "name of this node in Kubernetes (also NODE_NAME)")
 	f.StringVar(&o.cluster, "cluster", "", "name of the cluster")
-	f.StringVar(&o.polku, "polku", "", "gateway to send events to: https://host:port, http://host:port for plaintext, or host:port for TLS if a file is named (also POLKU_ENDPOINT)")
-	f.StringVar(&o.polkuTLS.CA, "polku-ca", "", "PEM file with the authority of the gateway's certificate; the system's without")
-	f.StringVar(&o.polkuTLS.Cert, "polku-cert", "", "PEM file with the certificate to show to the gateway")
-	f.StringVar(&o.polkuTLS.Key, "polku-key", "", "PEM file with the key of --polku-cert")
+	o.polku.Flags(f)
 	f.StringVar(&o.otlp, "otlp", "", "OpenTelemetry collector to send the derived metrics to, OTLP over gRPC; written as --polku (also OTEL_EXPORTER_OTLP_ENDPOINT)")
 	f.StringVar(&o.config, config.FileFlag, "", "YAML file with flags as keys")
 	return cmd
@@ -173,14 +169,14 @@ func (o *options) scraper(cmd *cobra.Command, environ []string) (scraper.Config,
 		Listen:       o.listen,
 		Node:         o.node,
 		Cluster:      o.cluster,
-		Polku:        polku.Config{Endpoint: o.polku, TLS: o.polkuTLS},
+		Polku:        o.polku,
 		OTLP:         otlp.Config{Endpoint: o.otlp, Cluster: o.cluster},
 		Stdout:       cmd.OutOrStdout(),
 		Log:          telemetry.NewLogger(cmd.ErrOrStderr(), o.logLevel.Level, o.logFormat),
 	}
 	errs := []error{
-		oneOf("output", o.output, string(scraper.Text), string(scraper.JSON), string(scraper.None)),
-		oneOf("color", o.color, "auto", "always", "never"),
+		config.OneOf("output", o.output, string(scraper.Text), string(scraper.JSON), string(scraper.None)),
+		config.OneOf("color", o.color, "auto", "always", "never"),
 	}
 	if o.interval < shortest {
 		errs = append(errs, fmt.Errorf("--interval %s is too short: %s at least", o.interval, shortest))
@@ -197,7 +193,7 @@ func (o *options) scraper(cmd *cobra.Command, environ []string) (scraper.Config,
 			errs = append(errs, err)
 		}
 	}
-	errs = append(errs, o.destinations()...)
+	errs = append(errs, o.destinations())
 	c.Style = humanoutput.Style{
 		Color: o.color == "always" || o.color == "auto" && humanoutput.WantsColor(c.Stdout, environ),
 		Zone:  time.Local,
@@ -231,30 +227,15 @@ func (o *options) targets() ([]target.Config, error) {
 }
 
 // destinations checks where events and metrics go.
-func (o *options) destinations() []error {
-	var errs []error
-	if o.polku == "" && !o.polkuTLS.Empty() {
-		errs = append(errs, errors.New("--polku-ca, --polku-cert and --polku-key are for --polku, which is empty"))
+func (o *options) destinations() error {
+	err := o.polku.CheckFlags()
+	if o.otlp == "" {
+		return err
 	}
-	for _, d := range []struct {
-		flag, endpoint string
-		files          certs.Files
-	}{{"polku", o.polku, o.polkuTLS}, {"otlp", o.otlp, certs.Files{}}} {
-		if d.endpoint == "" {
-			continue
-		}
-		if _, err := endpoint.Parse(d.endpoint, d.files); err != nil {
-			errs = append(errs, fmt.Errorf("--%s: %w", d.flag, err))
-		}
+	if _, wrong := endpoint.Parse(o.otlp, certs.Files{}); wrong != nil {
+		err = errors.Join(err, fmt.Errorf("--otlp: %w", wrong))
 	}
-	return errs
-}
-
-func oneOf(flag, value string, allowed ...string) error {
-	if slices.Contains(allowed, value) {
-		return nil
-	}
-	return fmt.Errorf("--%s: %q is none of %s", flag, value, strings.Join(allowed, ", "))
+	return err
 }
 
 // look prints how the scheduler does.

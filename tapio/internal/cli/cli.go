@@ -37,7 +37,7 @@ const prefix = "TAPIO"
 // error that was written to stderr.
 func Run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
 	root := newAgent(environ)
-	root.AddCommand(newVersion(), newProbe())
+	root.AddCommand(version.Command("tapio"), newProbe())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -64,8 +64,7 @@ type options struct {
 	cluster   string
 	kube      string
 	api       kube.Config
-	polku     string
-	polkuTLS  certs.Files
+	polku     polku.Config
 	otlp      string
 }
 
@@ -104,7 +103,7 @@ the environment over the file.`,
 			if err != nil {
 				return err
 			}
-			if o.polku != "" || o.otlp != "" {
+			if o.polku.Endpoint != "" || o.otlp != "" {
 				// A reader of standard output that goes away ends a program, as
 				// in a pipe into head; not one that others rely on.
 				signal.Ignore(syscall.SIGPIPE)
@@ -128,10 +127,7 @@ the environment over the file.`,
 	f.StringVar(&o.kube, "kube", "auto", "whether to ask the Kubernetes API for the names of the node's pods: auto (if --kubeconfig is set or this runs in a pod that has an account) or off")
 	f.StringVar(&o.api.Kubeconfig, "kubeconfig", "", "kubeconfig of the cluster that the node is in")
 	f.StringVar(&o.api.Context, "context", "", "context of --kubeconfig; its current one without")
-	f.StringVar(&o.polku, "polku", "", "gateway to send events to: https://host:port, http://host:port for plaintext, or host:port for TLS if a file is named (also POLKU_ENDPOINT)")
-	f.StringVar(&o.polkuTLS.CA, "polku-ca", "", "PEM file with the authority of the gateway's certificate; the system's without")
-	f.StringVar(&o.polkuTLS.Cert, "polku-cert", "", "PEM file with the certificate to show to the gateway")
-	f.StringVar(&o.polkuTLS.Key, "polku-key", "", "PEM file with the key of --polku-cert")
+	o.polku.Flags(f)
 	f.StringVar(&o.otlp, "otlp", "", "OpenTelemetry collector to send events and metrics to, OTLP over gRPC; written as --polku (also OTEL_EXPORTER_OTLP_ENDPOINT)")
 	f.StringVar(&o.config, config.FileFlag, "", "YAML file with flags as keys")
 	return cmd
@@ -147,7 +143,7 @@ func (o *options) agent(cmd *cobra.Command, environ []string) (agent.Config, err
 		ProcFS:    o.procFS,
 		Node:      o.node,
 		Cluster:   o.cluster,
-		Polku:     polku.Config{Endpoint: o.polku, TLS: o.polkuTLS},
+		Polku:     o.polku,
 		OTLP:      otlp.Config{Endpoint: o.otlp, Cluster: o.cluster},
 		Stdout:    cmd.OutOrStdout(),
 		Summary:   cmd.ErrOrStderr(),
@@ -155,13 +151,13 @@ func (o *options) agent(cmd *cobra.Command, environ []string) (agent.Config, err
 	}
 	var errs []error
 	for _, name := range c.Observers {
-		errs = append(errs, oneOf("observer", name, agent.Observers()...))
+		errs = append(errs, config.OneOf("observer", name, agent.Observers()...))
 	}
 	if len(c.Observers) == 0 {
 		errs = append(errs, fmt.Errorf("--observer is empty: name at least one of %s", strings.Join(agent.Observers(), ", ")))
 	}
 	for _, scope := range o.exitScope {
-		errs = append(errs, oneOf("exit-scope", scope, "all", "containers", "services"))
+		errs = append(errs, config.OneOf("exit-scope", scope, "all", "containers", "services"))
 	}
 	c.ExitScope = container.Scope{
 		All:        slices.Contains(o.exitScope, "all"),
@@ -169,9 +165,9 @@ func (o *options) agent(cmd *cobra.Command, environ []string) (agent.Config, err
 		Services:   slices.Contains(o.exitScope, "services"),
 	}
 	errs = append(errs,
-		oneOf("output", o.output, string(agent.Text), string(agent.JSON), string(agent.None)),
-		oneOf("color", o.color, "auto", "always", "never"))
-	errs = append(errs, o.destinations()...)
+		config.OneOf("output", o.output, string(agent.Text), string(agent.JSON), string(agent.None)),
+		config.OneOf("color", o.color, "auto", "always", "never"))
+	errs = append(errs, o.destinations())
 	api, err := o.kubernetes(c.Log)
 	errs = append(errs, err)
 	c.Kubernetes = api
@@ -185,7 +181,7 @@ func (o *options) agent(cmd *cobra.Command, environ []string) (agent.Config, err
 // kubernetes returns how to connect to the API server; nil where there is none.
 func (o *options) kubernetes(log *slog.Logger) (*rest.Config, error) {
 	named := o.api != kube.Config{}
-	if err := oneOf("kube", o.kube, "auto", "off"); err != nil {
+	if err := config.OneOf("kube", o.kube, "auto", "off"); err != nil {
 		return nil, err
 	}
 	if o.kube == "off" || !named && !inPod() {
@@ -216,28 +212,13 @@ func inPod() bool {
 }
 
 // destinations checks where events go.
-func (o *options) destinations() []error {
-	var errs []error
-	if o.polku == "" && !o.polkuTLS.Empty() {
-		errs = append(errs, errors.New("--polku-ca, --polku-cert and --polku-key are for --polku, which is empty"))
+func (o *options) destinations() error {
+	err := o.polku.CheckFlags()
+	if o.otlp == "" {
+		return err
 	}
-	for _, d := range []struct {
-		flag, endpoint string
-		files          certs.Files
-	}{{"polku", o.polku, o.polkuTLS}, {"otlp", o.otlp, certs.Files{}}} {
-		if d.endpoint == "" {
-			continue
-		}
-		if _, err := endpoint.Parse(d.endpoint, d.files); err != nil {
-			errs = append(errs, fmt.Errorf("--%s: %w", d.flag, err))
-		}
+	if _, wrong := endpoint.Parse(o.otlp, certs.Files{}); wrong != nil {
+		err = errors.Join(err, fmt.Errorf("--otlp: %w", wrong))
 	}
-	return errs
-}
-
-func oneOf(flag, value string, allowed ...string) error {
-	if slices.Contains(allowed, value) {
-		return nil
-	}
-	return fmt.Errorf("--%s: %q is none of %s", flag, value, strings.Join(allowed, ", "))
+	return err
 }
