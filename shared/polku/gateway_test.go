@@ -3,6 +3,7 @@ package polku
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -68,14 +69,22 @@ func newGateway(t *testing.T, options ...grpc.ServerOption) *gateway {
 }
 
 func (g *gateway) start() *gateway {
-	l := listen(g.t, g.address)
+	var l net.Listener
+	// While nobody listens there, a client that dials may get the port for its own.
+	require.Eventually(g.t, func() bool {
+		var err error
+		l, err = net.Listen("tcp", g.address)
+		return err == nil
+	}, 30*time.Second, time.Millisecond)
 	server := grpc.NewServer(g.options...)
 	polkuv1.RegisterGatewayServer(server, g)
 	g.server = server
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		assert.NoError(g.t, server.Serve(l))
+		if err := server.Serve(l); !errors.Is(err, grpc.ErrServerStopped) { // before it began
+			assert.NoError(g.t, err)
+		}
 	}()
 	g.t.Cleanup(func() {
 		server.Stop()
