@@ -882,6 +882,30 @@ func TestChainBeginsWithItsCause(t *testing.T) {
 	require.Equal(t, []string{"k8s.deployment.updated", "k8s.replicaset.created", "k8s.pod.created", "k8s.event.Failed"}, kinds)
 }
 
+// A watcher that starts hears of what went wrong in the last hour, and how it is now.
+func TestWhatAWatcherFindsWhenItStarts(t *testing.T) {
+	modes, err := causality.ReadModes(causality.DefaultModes())
+	require.NoError(t, err)
+	for ready, want := range map[string]ahtiv1.IncidentState{
+		"True":    ahtiv1.IncidentState_INCIDENT_STATE_RESOLVED,
+		"Unknown": ahtiv1.IncidentState_INCIDENT_STATE_OPEN,
+	} {
+		t.Run(ready, func(t *testing.T) {
+			s := &story{t: t}
+			n := newObject("Node", "", "n7")
+			s.normal(-4*time.Minute, n, "NodeNotReady", "Node n7 status is now: NodeNotReady")
+			s.change(0, n, "created", "metadata.creationTimestamp:  -> 2025-12-24T18:00:00Z", "status.conditions[Ready].status:  -> "+ready)
+			e := newEngine(t, modes)
+			for _, ev := range s.events {
+				e.Apply(ev)
+			}
+			got := e.Incidents(noon.Add(time.Second))
+			require.Len(t, got, 1)
+			require.Equal(t, want, got[0].GetState(), got[0].GetSummary())
+		})
+	}
+}
+
 // The scheduler only counts the pods that wait: while others do, it has told of those,
 // and what begins later is none of them.
 func TestSchedulerToldOfOthersBefore(t *testing.T) {
