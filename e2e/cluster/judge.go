@@ -133,9 +133,11 @@ func (j *judge) runAll(ctx context.Context, chosen []scenario, atOnce int) []*ou
 const slack = 2 * time.Second
 
 // mine says whether an incident is about what happens in the scenario. Of those about
-// a node, it is those that began while it was broken.
+// a node, it is those that began while it was broken: whatever runs on a node that
+// another scenario breaks suffers with it.
 func (o *outcome) mine(in *ahtiv1.Incident, node string) bool {
-	if touches(in, o.namespace()) {
+	ofNode := in.GetRoot().GetType() == ahtiv1.EntityType_ENTITY_TYPE_NODE
+	if touches(in, o.namespace()) && (o.onNode || !ofNode) {
 		return true
 	}
 	at := in.GetStartedAt().AsTime()
