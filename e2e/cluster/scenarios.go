@@ -50,7 +50,7 @@ func scenarios() []scenario {
 			faults: []string{`kubectl patch service api -p {"spec":{"selector":{"app":"apj"}}}`},
 			want: []want{{
 				root: "service/api", mode: "selector_changed", ask: "deployment/e2e-selector/web",
-				chain:    []string{"k8s.service.updated service/api", "network.connection_refused *"},
+				chain:    []string{"k8s.service.updated service/api", "network.connection_* *"},
 				symptoms: []string{"network.connection_refused container/app"},
 				says:     []string{"refused", "selector"},
 			}},
