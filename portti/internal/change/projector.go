@@ -65,7 +65,8 @@ type Origin struct {
 var ErrNoIdentity = errors.New("it has no metadata.uid or no metadata.resourceVersion")
 
 // Version returns what is kept of a version of an object. The object is not
-// changed. It fails with ErrNoIdentity when the object is not one of an API server.
+// changed. It fails with ErrNoIdentity when the object is not one of an API server;
+// any other error is a mistake of this package.
 func (p *Projector) Version(k Kind, o *unstructured.Unstructured) (*Version, error) {
 	metadata, _ := o.Object["metadata"].(map[string]any)
 	of := func(name string) string {
@@ -90,7 +91,11 @@ func (p *Projector) Version(k Kind, o *unstructured.Unstructured) (*Version, err
 		}
 	}
 	f.object("", "", root)
-	return newVersion(head, ownersOf(k, head, metadata), linksOf(k, head, o.Object), sortFields(f.fields)), nil
+	v, err := newVersion(head, ownersOf(k, head, metadata), linksOf(k, head, o.Object), sortFields(f.fields))
+	if err != nil {
+		return nil, fmt.Errorf("encode what is kept of %s %q: %w", k.Kind, head.Namespace+"/"+head.Name, err)
+	}
+	return v, nil
 }
 
 // Created returns the event of an object that is new, or that was there before.

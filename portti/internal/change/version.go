@@ -62,7 +62,7 @@ func (l link) compare(o link) int {
 
 // newVersion encodes a version. The fields are sorted by path, the links by what
 // they are; both without duplicates.
-func newVersion(head Version, owners []reference, links []link, fields []Field) *Version {
+func newVersion(head Version, owners []reference, links []link, fields []Field) (*Version, error) {
 	b := make([]byte, 0, 4<<10)
 	b = append(b, format)
 	for _, s := range [...]string{head.UID, head.Namespace, head.Name, head.ResourceVersion} {
@@ -88,9 +88,9 @@ func newVersion(head Version, owners []reference, links []link, fields []Field) 
 	}
 	v := &Version{}
 	if err := v.decode(string(b)); err != nil {
-		panic("change: own encoding is not readable: " + err.Error()) // fuzzed
+		return nil, err
 	}
-	return v
+	return v, nil
 }
 
 func sharedLen(a, b string) int {

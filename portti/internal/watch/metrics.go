@@ -32,7 +32,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		untold:    counter("changes_untold_total", "Changes that tell nothing, such as the end of a Kubernetes Event by its age.", "kind", "action"),
 		lists:     counter("lists_total", "Lists of all objects of a kind, by why.", "kind", "reason"),
 		restarts:  counter("watch_restarts_total", "Ends of watches, and tries to begin one that failed.", "kind", "reason"),
-		refused:   counter("objects_refused_total", "Objects that cannot be told from others.", "kind", "reason"),
+		refused:   counter("objects_refused_total", "Objects that cannot be told.", "kind", "reason"),
 		uncertain: counter("gaps_total", "Times within which objects may have come and gone without anybody knowing.", "kind"),
 		objects:   gauge("objects", "Objects whose last version is held."),
 		up:        gauge("kind_up", "Whether a kind is followed."),

@@ -347,7 +347,11 @@ func newer(v, known *change.Version) bool {
 }
 
 func (w *Watcher) refuse(err error) {
-	w.Metrics.refused.WithLabelValues(w.kind.Word, "no_identity").Inc()
+	reason := "not_encoded"
+	if errors.Is(err, change.ErrNoIdentity) {
+		reason = "no_identity"
+	}
+	w.Metrics.refused.WithLabelValues(w.kind.Word, reason).Inc()
 	w.Log.Error("an object cannot be told", "error", err)
 }
 
