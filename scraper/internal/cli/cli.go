@@ -147,7 +147,7 @@ Flags win over the environment, the environment over the file.`,
 	f.BoolVar(&o.insecure, "insecure-skip-verify", false, "accept any certificate of the scheduler: for kubeadm's, which signs its own, and only on loopback")
 	f.BoolVar(&o.once, "once", false, "print how the scheduler does and end: status 0 if it is well")
 	f.StringVar(&o.from, "from", "", "as --once, of metrics in a file (.gz too) or - for standard input")
-	f.StringVar(&o.output, "output", string(scraper.Text), "how to write events to standard output: text, json or none")
+	f.StringVar(&o.output, "output", string(humanoutput.Text), "how to write events to standard output: text, json or none")
 	f.StringVar(&o.color, "color", "auto", "colors of the text output: auto, always or never")
 	f.StringVar(&o.listen, "listen", "127.0.0.1:9469", "address of /healthz, /readyz and /metrics; empty for none")
 	f.TextVar(&o.logLevel, "log-level", config.Level{Level: slog.LevelInfo}, "least severe log to write to standard error: debug, info, warn or error")
@@ -165,7 +165,7 @@ func (o *options) scraper(cmd *cobra.Command, environ []string) (scraper.Config,
 	c := scraper.Config{
 		Interval:     o.interval,
 		ExpectLeader: o.expectLeader || len(o.schedulers) > 1 && !cmd.Flags().Changed("expect-leader"),
-		Output:       scraper.Output(o.output),
+		Output:       humanoutput.Output(o.output),
 		Listen:       o.listen,
 		Node:         o.node,
 		Cluster:      o.cluster,
@@ -175,7 +175,7 @@ func (o *options) scraper(cmd *cobra.Command, environ []string) (scraper.Config,
 		Log:          telemetry.NewLogger(cmd.ErrOrStderr(), o.logLevel.Level, o.logFormat),
 	}
 	errs := []error{
-		config.OneOf("output", o.output, string(scraper.Text), string(scraper.JSON), string(scraper.None)),
+		config.OneOf("output", o.output, string(humanoutput.Text), string(humanoutput.JSON), string(humanoutput.None)),
 		config.OneOf("color", o.color, "auto", "always", "never"),
 	}
 	if o.interval < shortest {
@@ -257,11 +257,11 @@ func (o *options) look(ctx context.Context, c scraper.Config) error {
 	}
 	write := r.WriteText
 	switch c.Output {
-	case scraper.JSON:
+	case humanoutput.JSON:
 		write = r.WriteJSON
-	case scraper.None:
+	case humanoutput.None:
 		write = func(io.Writer) error { return nil }
-	case scraper.Text:
+	case humanoutput.Text:
 	}
 	if err := write(c.Stdout); err != nil {
 		return err

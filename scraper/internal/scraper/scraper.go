@@ -30,16 +30,6 @@ import (
 // Source is the source of every event of the scraper.
 const Source = "scheduler-scraper"
 
-// Output is the form in which events go to standard output.
-type Output string
-
-// The outputs.
-const (
-	Text Output = "text" // a line for people
-	JSON Output = "json" // a line of protojson
-	None Output = "none"
-)
-
 // Config says what to scrape and where to send what is found.
 type Config struct {
 	Targets  []target.Config
@@ -48,7 +38,7 @@ type Config struct {
 	// of them leads is then a fault. Else another one may lead that cannot be seen.
 	ExpectLeader bool
 
-	Output  Output
+	Output  humanoutput.Output
 	Style   humanoutput.Style // of Text
 	Listen  string            // HOST:PORT of health and metrics; empty for none
 	Node    string            // k8s.node.name; empty if not known
@@ -270,14 +260,14 @@ func (s *scraper) tell(f detect.Finding) error {
 	}
 	var line []byte
 	switch s.config.Output {
-	case Text:
+	case humanoutput.Text:
 		line = []byte(s.config.Style.Line(e))
-	case JSON:
+	case humanoutput.JSON:
 		var err error
 		if line, err = event.AppendJSON(nil, e); err != nil {
 			return fmt.Errorf("write an event: %w", err)
 		}
-	case None:
+	case humanoutput.None:
 		return nil
 	}
 	if _, err := s.config.Stdout.Write(append(line, '\n')); err != nil {

@@ -25,6 +25,7 @@ import (
 	"github.com/yairfalse/tapio/shared/certs"
 	"github.com/yairfalse/tapio/shared/certs/certstest"
 	"github.com/yairfalse/tapio/shared/event"
+	"github.com/yairfalse/tapio/shared/humanoutput"
 	"github.com/yairfalse/tapio/shared/polku"
 )
 
@@ -148,7 +149,7 @@ func (g *gateway) tells(t *testing.T, want ...string) {
 func start(t *testing.T, g *gateway, change func(*scraper.Config), all ...*scheduler) *bytes.Buffer {
 	stdout := &bytes.Buffer{}
 	c := scraper.Config{
-		Interval: 20 * time.Millisecond, Output: scraper.JSON, Stdout: stdout, Node: "cp-1", Cluster: "prod",
+		Interval: 20 * time.Millisecond, Output: humanoutput.JSON, Stdout: stdout, Node: "cp-1", Cluster: "prod",
 		Polku: polku.Config{Endpoint: "http://" + g.address}, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}
 	for _, s := range all {

@@ -39,21 +39,11 @@ import (
 	"github.com/yairfalse/tapio/tapio/internal/supervisor"
 )
 
-// Output is the form in which events go to standard output.
-type Output string
-
-// The outputs.
-const (
-	Text Output = "text" // a line for people
-	JSON Output = "json" // a line of protojson
-	None Output = "none"
-)
-
 // Config says what to observe and where to send it.
 type Config struct {
 	Observers []string // network.Name, container.Name
 	ExitScope container.Scope
-	Output    Output
+	Output    humanoutput.Output
 	Style     humanoutput.Style // of Text
 	Listen    string            // HOST:PORT of health and metrics; empty for none
 	CgroupFS  string            // where the control groups are mounted

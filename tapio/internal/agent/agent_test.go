@@ -33,6 +33,7 @@ import (
 
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	"github.com/yairfalse/tapio/shared/event"
+	"github.com/yairfalse/tapio/shared/humanoutput"
 	"github.com/yairfalse/tapio/tapio/internal/observer/container"
 )
 
@@ -69,7 +70,7 @@ func startLabOf(t *testing.T, change func(*Config), run func(context.Context, Co
 	c := Config{
 		Observers: Observers(),
 		ExitScope: container.Scope{Containers: true, Services: true},
-		Output:    JSON,
+		Output:    humanoutput.JSON,
 		Listen:    l.listen,
 		CgroupFS:  "/sys/fs/cgroup",
 		ProcFS:    "/proc",
@@ -1001,7 +1002,7 @@ func unprivilegedAgent(*bufio.Scanner) {
 	signal.Notify(stop, unix.SIGTERM)
 	go func() { <-stop; cancel() }()
 	must(Run(ctx, Config{
-		Observers: Observers(), Output: JSON, CgroupFS: "/sys/fs/cgroup", ProcFS: "/proc",
+		Observers: Observers(), Output: humanoutput.JSON, CgroupFS: "/sys/fs/cgroup", ProcFS: "/proc",
 		Stdout: os.Stdout, Summary: io.Discard, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		Ready: func() { say("ready") },
 	}))

@@ -12,6 +12,7 @@ import (
 
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	"github.com/yairfalse/tapio/shared/event"
+	"github.com/yairfalse/tapio/shared/humanoutput"
 	"github.com/yairfalse/tapio/shared/otlp"
 	"github.com/yairfalse/tapio/tapio/internal/observer"
 	otlpsink "github.com/yairfalse/tapio/tapio/internal/sink/otlp"
@@ -58,7 +59,7 @@ func (a *agent) openSinks(ctx context.Context) error {
 		}
 		a.sinks = append(a.sinks, sink{s, "otlp"})
 	}
-	formats := map[Output]stdout.Format{Text: stdout.Text(a.config.Style), JSON: stdout.JSON}
+	formats := map[humanoutput.Output]stdout.Format{humanoutput.Text: stdout.Text(a.config.Style), humanoutput.JSON: stdout.JSON}
 	if format := formats[a.config.Output]; format != nil {
 		s := stdout.New(a.config.Stdout, format, observer.Source, a.identity, a.log)
 		a.sinks = append(a.sinks, sink{s, "stdout"})

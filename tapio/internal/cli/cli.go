@@ -115,7 +115,7 @@ the environment over the file.`,
 	f := cmd.Flags()
 	f.StringSliceVar(&o.observers, "observer", agent.Observers(), "what to observe")
 	f.StringSliceVar(&o.exitScope, "exit-scope", []string{"containers", "services"}, "whose failed processes to tell: all, containers, services")
-	f.StringVar(&o.output, "output", string(agent.Text), "how to write events to standard output: text, json or none")
+	f.StringVar(&o.output, "output", string(humanoutput.Text), "how to write events to standard output: text, json or none")
 	f.StringVar(&o.color, "color", "auto", "colors of the text output: auto, always or never")
 	f.StringVar(&o.listen, "listen", "127.0.0.1:9465", "address of /healthz, /readyz and /metrics; empty for none")
 	f.TextVar(&o.logLevel, "log-level", config.Level{Level: slog.LevelInfo}, "least severe log to write to standard error: debug, info, warn or error")
@@ -137,7 +137,7 @@ the environment over the file.`,
 func (o *options) agent(cmd *cobra.Command, environ []string) (agent.Config, error) {
 	c := agent.Config{
 		Observers: slices.Compact(slices.Sorted(slices.Values(o.observers))),
-		Output:    agent.Output(o.output),
+		Output:    humanoutput.Output(o.output),
 		Listen:    o.listen,
 		CgroupFS:  o.cgroupFS,
 		ProcFS:    o.procFS,
@@ -165,7 +165,7 @@ func (o *options) agent(cmd *cobra.Command, environ []string) (agent.Config, err
 		Services:   slices.Contains(o.exitScope, "services"),
 	}
 	errs = append(errs,
-		config.OneOf("output", o.output, string(agent.Text), string(agent.JSON), string(agent.None)),
+		config.OneOf("output", o.output, string(humanoutput.Text), string(humanoutput.JSON), string(humanoutput.None)),
 		config.OneOf("color", o.color, "auto", "always", "never"))
 	errs = append(errs, o.destinations())
 	api, err := o.kubernetes(c.Log)

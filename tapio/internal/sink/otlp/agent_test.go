@@ -22,6 +22,7 @@ import (
 
 	eventv1 "github.com/yairfalse/tapio/proto/polku/event/v1"
 	"github.com/yairfalse/tapio/shared/event"
+	"github.com/yairfalse/tapio/shared/humanoutput"
 	"github.com/yairfalse/tapio/shared/otlp"
 	"github.com/yairfalse/tapio/tapio/internal/agent"
 	"github.com/yairfalse/tapio/tapio/internal/observer/network"
@@ -125,7 +126,7 @@ func TestAgentAndCollector(t *testing.T) {
 	done := make(chan error, 1)
 	go func() {
 		done <- agent.Run(ctx, agent.Config{
-			Observers: []string{network.Name}, Output: agent.JSON, CgroupFS: "/sys/fs/cgroup", ProcFS: "/proc",
+			Observers: []string{network.Name}, Output: humanoutput.JSON, CgroupFS: "/sys/fs/cgroup", ProcFS: "/proc",
 			Node: "node-1", Cluster: "prod",
 			OTLP:   otlp.Config{Endpoint: "http://" + c.endpoint},
 			Stdout: &stdout, Summary: &summary, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
